@@ -1,0 +1,262 @@
+"""The payload of a frame TFRecord, a tf.SequenceExample, to and from a `VideoRecord`.
+
+YouTube-8M, AudioSet and this package's own writer all use it: a context with the id and the labels, and
+one feature list a stream with one bytes feature a frame. Frames of a list usually stand at a constant
+stride, so a stream is one strided NumPy view of the payload after one vectorised comparison of all frame
+headers; a list that is not like that goes frame by frame through the general parser.
+
+Plain tf.Example records (video-level features) hold no feature lists: they parse to a record without
+streams, whose vectors are in `context`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextvlad.data import protobuf
+from nextvlad.data.protobuf import BYTES_LIST, FLOAT_LIST, INT64_LIST, KIND_NAMES, LENGTH, Values
+from nextvlad.errors import RecordError, RecordPlace, UsageError
+
+_ID_KEYS = ("id", "video_id")
+_LABELS = "labels"
+_DTYPES = {FLOAT_LIST: np.float32, INT64_LIST: np.int64}
+
+_Spans = list[tuple[int, int]]
+
+
+@dataclass(slots=True, eq=False)
+class VideoRecord:
+    r"""One video.
+
+    Attributes:
+        video_id: bytes that are not UTF-8 are kept as \xNN.
+        labels: [L] int64 as stored: unsorted, perhaps repeated, perhaps none.
+        streams: name -> [T, D] uint8, each with its own T; [0, 0] for a list without frames. May be a
+            read-only view of the payload. Lists of floats give float32, lists of int64 int64.
+        context: every other context feature, such as start_time_seconds or segment_labels.
+        stream_names: all streams the record has, also those that were not asked for.
+    """
+
+    video_id: str
+    labels: NDArray[np.int64]
+    streams: dict[str, NDArray[Any]]
+    context: dict[str, Values] = field(default_factory=dict)
+    stream_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.stream_names:
+            self.stream_names = tuple(self.streams)
+
+
+def parse_video_record(
+    payload: NDArray[np.uint8] | bytes,
+    *,
+    max_frames: int | None = None,
+    streams: Collection[str] | None = None,
+) -> VideoRecord:
+    """Read one record.
+
+    Args:
+        payload: [size] uint8, contiguous; the streams may be views of it.
+        max_frames: keep the first so many frames of each stream, 1 or more; what follows in the list is
+            not looked at. None keeps all.
+        streams: names to read; None reads all. A name the record does not have is no error: a video may
+            have no sound. `VideoRecord.stream_names` tells what was there.
+
+    Raises:
+        RecordError: malformed; without an id; labels that are not integers; frames of a stream that
+            differ in size or do not have one value each. The place, which only the caller knows, is left
+            to `RecordError.at`.
+
+    Source: tensorflow/core/example/example.proto.
+    """
+    if max_frames is not None and max_frames < 1:
+        raise UsageError(f"max_frames: got {max_frames}, wanted 1 or more.")
+    array = np.frombuffer(payload, np.uint8) if isinstance(payload, bytes) else payload
+    data = array.data
+    features: dict[str, _Spans] = {}
+    lists: dict[str, _Spans] = {}
+    for number, wire, start, stop in protobuf.fields(data, 0, len(array)):
+        if wire == LENGTH and number in (1, 2):
+            _read_map(data, start, stop, features if number == 1 else lists)
+    context = {name: protobuf.feature(data, spans) for name, spans in features.items()}
+    video_id = _take_id(context)
+    try:
+        labels = _take_labels(context)
+        found = {
+            name: _read_stream(array, data, name, spans, max_frames)
+            for name, spans in lists.items()
+            if streams is None or name in streams
+        }
+    except RecordError as error:
+        raise error.at(RecordPlace("payload", 0, 0, video_id)) from None
+    others = {name: values for name, (_, values) in context.items()}
+    return VideoRecord(video_id, labels, found, others, tuple(lists))
+
+
+def serialize_video_record(record: VideoRecord, *, id_key: str = "id") -> bytes:
+    """The SequenceExample of a record, as TensorFlow reads it; `parse_video_record` gives it back.
+
+    A stream without frames comes back as [0, 0].
+
+    Args:
+        record: streams [T, D] uint8 (or float32, int64).
+        id_key: context key of the id; YouTube-8M "id", AudioSet "video_id".
+
+    Raises:
+        UsageError: a value that a SequenceExample cannot hold.
+    """
+    try:
+        context = {id_key: protobuf.encode_feature([record.video_id.encode()])}
+        context[_LABELS] = protobuf.encode_feature([int(label) for label in record.labels])
+        for name, values in record.context.items():
+            if name in context:
+                raise TypeError(f"context feature {name!r} stands for the id or the labels")
+            context[name] = protobuf.encode_feature(values)
+        lists = {name: _encode_frames(frames) for name, frames in record.streams.items()}
+    except (TypeError, OverflowError, UnicodeEncodeError, struct.error) as error:
+        raise UsageError(f"video {record.video_id!r} cannot be written as a record: {error}.") from error
+    return b"".join(
+        protobuf.encode_field(number, b"".join(_encode_entry(*item) for item in entries.items()))
+        for number, entries in ((1, context), (2, lists))
+    )
+
+
+def _encode_entry(name: str, value: bytes) -> bytes:
+    entry = protobuf.encode_field(1, name.encode()) + protobuf.encode_field(2, value)
+    return protobuf.encode_field(1, entry)
+
+
+def _encode_frames(frames: NDArray[Any]) -> bytes:
+    if frames.ndim != 2:
+        raise TypeError(f"a stream of shape {frames.shape}, wanted [T, D]")
+    if frames.dtype == np.uint8:
+        size = frames.shape[1]
+        header = _bytes_header(size)
+        rows = np.empty((len(frames), len(header) + size), np.uint8)
+        rows[:, : len(header)] = np.frombuffer(header, np.uint8)
+        rows[:, len(header) :] = frames
+        return rows.tobytes()
+    if frames.dtype not in (np.float32, np.int64):
+        raise TypeError(f"a stream of {frames.dtype}, wanted uint8, float32 or int64")
+    return b"".join(protobuf.encode_field(1, protobuf.encode_feature(row)) for row in frames.tolist())
+
+
+def _bytes_header(size: int) -> bytes:
+    """What stands before the `size` bytes of a frame: Feature, BytesList and value."""
+    value = b"\x0a" + protobuf.encode_varint(size)
+    values = b"\x0a" + protobuf.encode_varint(len(value) + size)
+    return b"\x0a" + protobuf.encode_varint(len(values) + len(value) + size) + values + value
+
+
+def _read_map(data: memoryview, start: int, stop: int, into: dict[str, _Spans]) -> None:
+    """Entries of a Features or FeatureLists message; of a repeated key the last counts."""
+    for number, wire, a, b in protobuf.fields(data, start, stop):
+        if number == 1 and wire == LENGTH:
+            name, value = protobuf.map_entry(data, a, b)
+            into[name] = value
+
+
+def _take_id(context: dict[str, tuple[int, Values]]) -> str:
+    """Remove the id from the context."""
+    for key in _ID_KEYS:
+        kind, values = context.get(key, (0, []))
+        if kind == BYTES_LIST and len(values) == 1:
+            del context[key]
+            value = values[0]
+            return value.decode(errors="backslashreplace") if isinstance(value, bytes) else ""
+    found = ", ".join(sorted(context)) or "nothing"
+    raise RecordError(
+        f"no video id: wanted one bytes value in the context as id or video_id; the context has {found}. "
+        "Is this a file of frame features?"
+    )
+
+
+def _take_labels(context: dict[str, tuple[int, Values]]) -> NDArray[np.int64]:
+    kind, values = context.pop(_LABELS, (0, []))
+    if kind not in (0, INT64_LIST):
+        raise RecordError(f"labels are a list of {KIND_NAMES[kind]}, wanted int64.")
+    return np.array(values, np.int64)
+
+
+def _read_stream(
+    array: NDArray[np.uint8], data: memoryview, name: str, spans: _Spans, max_frames: int | None
+) -> NDArray[Any]:
+    if len(spans) == 1:
+        frames = _strided(array, data, *spans[0], max_frames)
+        if frames is not None:
+            return frames
+    return _frame_by_frame(data, name, spans, max_frames)
+
+
+def _strided(
+    array: NDArray[np.uint8], data: memoryview, start: int, stop: int, max_frames: int | None
+) -> NDArray[np.uint8] | None:
+    """All frames as one view, or None where they do not stand at a constant stride."""
+    position, stride = start, 0
+    for level in range(3):  # Feature, BytesList, value: each the first field of the one around it
+        if position >= stop or data[position] != 0x0A:
+            return None
+        size, position = protobuf.varint(data, position + 1, stop)
+        if level == 0:
+            stride = position + size - start
+        elif position + size != start + stride:
+            return None
+    header = position - start
+    if stride > stop - start:
+        return None
+    count, rest = divmod(stop - start, stride)
+    if max_frames is not None and count >= max_frames:
+        count = max_frames
+    elif rest:
+        return None
+    rows = array[start : start + count * stride].reshape(count, stride)
+    if not (rows[:, :header] == rows[0, :header]).all():
+        return None
+    return rows[:, header:]
+
+
+def _frame_by_frame(data: memoryview, name: str, spans: _Spans, max_frames: int | None) -> NDArray[Any]:
+    """The frames of any valid feature list, copied."""
+    frames: list[Any] = []
+    kind = 0
+    for start, stop in spans:
+        for number, wire, a, b in protobuf.fields(data, start, stop):
+            if number != 1 or wire != LENGTH:
+                continue
+            if len(frames) == max_frames:
+                break
+            frame_kind, values = protobuf.feature(data, [(a, b)])
+            kind = kind or frame_kind
+            _check_frame(name, len(frames), kind, frame_kind, len(values))
+            first = values[0]
+            frame = (
+                np.frombuffer(first, "u1") if isinstance(first, bytes) else np.array(values, _DTYPES[kind])
+            )
+            if frames and len(frame) != len(frames[0]):
+                raise RecordError(
+                    f"stream {name}, frame {len(frames)}: {len(frame)} values, the frames before have "
+                    f"{len(frames[0])}. Wanted frames of equal size."
+                )
+            frames.append(frame)
+    if not frames:
+        return np.zeros((0, 0), np.uint8)
+    return np.stack(frames)
+
+
+def _check_frame(name: str, frame: int, kind: int, frame_kind: int, count: int) -> None:
+    where = f"stream {name}, frame {frame}"
+    if count == 0:
+        raise RecordError(f"{where}: no value, wanted one bytes value a frame.")
+    if frame_kind != kind:
+        raise RecordError(
+            f"{where}: a list of {KIND_NAMES[frame_kind]}, the frames before are lists of {KIND_NAMES[kind]}."
+        )
+    if kind == BYTES_LIST and count != 1:
+        raise RecordError(f"{where}: {count} bytes values, wanted one a frame.")
