@@ -44,13 +44,22 @@ class StreamConfig:
     """G of this stream; None: the model's."""
 
     def __post_init__(self) -> None:
-        _require(bool(_STREAM_NAME.fullmatch(self.name)), "stream name", self.name,
-                 "a letter or _ and then letters, digits or _")
+        _require(
+            bool(_STREAM_NAME.fullmatch(self.name)),
+            "stream name",
+            self.name,
+            "a letter or _ and then letters, digits or _",
+        )
         _require(self.size >= 1, f"size of stream {self.name}", self.size, "1 or more")
-        _require(self.clusters is None or self.clusters >= 1, f"clusters of stream {self.name}",
-                 self.clusters, "1 or more")
-        _require(self.groups is None or self.groups >= 1, f"groups of stream {self.name}",
-                 self.groups, "1 or more")
+        _require(
+            self.clusters is None or self.clusters >= 1,
+            f"clusters of stream {self.name}",
+            self.clusters,
+            "1 or more",
+        )
+        _require(
+            self.groups is None or self.groups >= 1, f"groups of stream {self.name}", self.groups, "1 or more"
+        )
 
     def __str__(self) -> str:
         """As the command line spells it."""
@@ -119,14 +128,26 @@ class NeXtVLADConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         _require(0.0 <= self.dropout < 1.0, "dropout", self.dropout, "0 or more and below 1")
         _require(self.batch_norm_epsilon > 0, "batch_norm_epsilon", self.batch_norm_epsilon, "above 0")
-        _require(0.0 < self.batch_norm_weight <= 1.0, "batch_norm_weight", self.batch_norm_weight,
-                 "above 0 and at most 1")
-        _require(self.hidden_size % self.gating_reduction == 0, "hidden_size", self.hidden_size,
-                 f"a multiple of gating_reduction ({self.gating_reduction})")
+        _require(
+            0.0 < self.batch_norm_weight <= 1.0,
+            "batch_norm_weight",
+            self.batch_norm_weight,
+            "above 0 and at most 1",
+        )
+        _require(
+            self.hidden_size % self.gating_reduction == 0,
+            "hidden_size",
+            self.hidden_size,
+            f"a multiple of gating_reduction ({self.gating_reduction})",
+        )
         for stream in self.streams:
             expanded, groups = stream.size * self.expansion, self.groups_of(stream)
-            _require(expanded % groups == 0, f"groups of stream {stream.name}", groups,
-                     f"a divisor of expansion x size = {expanded}")
+            _require(
+                expanded % groups == 0,
+                f"groups of stream {stream.name}",
+                groups,
+                f"a divisor of expansion x size = {expanded}",
+            )
 
     def clusters_of(self, stream: StreamConfig) -> int:
         """K of one stream."""
@@ -198,8 +219,12 @@ class DataConfig:
         for name in ("batch_size", "eval_batch_size", "max_frames", "shuffle_buffer"):
             _require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "1 or more")
         _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
-        _require(self.num_train_examples is None or self.num_train_examples >= 1,
-                 "data.num_train_examples", self.num_train_examples, "1 or more")
+        _require(
+            self.num_train_examples is None or self.num_train_examples >= 1,
+            "data.num_train_examples",
+            self.num_train_examples,
+            "1 or more",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +270,9 @@ class OptimConfig:
             _require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "0 or more")
         _require(self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "above 0")
         for name in ("beta1", "beta2"):
-            _require(0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "0 or more and below 1")
+            _require(
+                0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "0 or more and below 1"
+            )
         _require(self.epsilon > 0, "optim.epsilon", self.epsilon, "above 0")
 
 
@@ -303,7 +330,9 @@ def model_config_from_json(values: object, *, where: str) -> ModelConfig:
     Raises:
         ConfigError: names `where`, the key, and what is wrong with it.
     """
-    model: ModelConfig = _validate(TypeAdapter(Annotated[ModelConfig, Field(discriminator="kind")]), values, where)
+    model: ModelConfig = _validate(
+        TypeAdapter(Annotated[ModelConfig, Field(discriminator="kind")]), values, where
+    )
     return model
 
 

@@ -1,0 +1,52 @@
+"""Classify videos from frame-level features with NeXtVLAD.
+
+The public names below are loaded on first use, so that `import nextvlad` and `nextvlad --help` need
+no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "FrameBatch": "nextvlad.data.batch",
+    "FrameLoader": "nextvlad.data.loader",
+    "NeXtVLADConfig": "nextvlad.config",
+    "NextvladError": "nextvlad.errors",
+    "StreamConfig": "nextvlad.config",
+    "VideoRecord": "nextvlad.data.video_record",
+    "Vocabulary": "nextvlad.data.vocabulary",
+    "build_model": "nextvlad.models",
+    "collate": "nextvlad.data.batch",
+    "load": "nextvlad.checkpoint",
+    "read": "nextvlad.data.sources",
+}
+
+__all__ = [*_HOMES, "__version__", "metrics"]
+
+if TYPE_CHECKING:
+    from nextvlad import metrics
+    from nextvlad.checkpoint import load
+    from nextvlad.config import NeXtVLADConfig, StreamConfig
+    from nextvlad.data.batch import FrameBatch, collate
+    from nextvlad.data.loader import FrameLoader
+    from nextvlad.data.sources import read
+    from nextvlad.data.video_record import VideoRecord
+    from nextvlad.data.vocabulary import Vocabulary
+    from nextvlad.errors import NextvladError
+    from nextvlad.models import build_model
+
+
+def __getattr__(name: str) -> Any:
+    if name == "metrics":
+        return import_module("nextvlad.metrics")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'nextvlad' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

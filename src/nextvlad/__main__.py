@@ -1,0 +1,5 @@
+"""`python -m nextvlad` is `nextvlad`."""
+
+from nextvlad.cli import main
+
+main()

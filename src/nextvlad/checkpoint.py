@@ -1,0 +1,305 @@
+"""A checkpoint is a folder: what a model is, its weights, its class names, and how to go on training.
+
+    config.json            {"format", "version", "model": ..., "training": ... or null}
+    model.safetensors      parameters, running statistics, preprocessing
+    vocabulary.csv         class names, where known
+    training.json          counters and positions, only for resuming
+    training.safetensors   optimiser moments and random states, only for resuming
+
+A run keeps its checkpoints under `checkpoints/`, and `last` and `best` are links into it. A checkpoint
+is written beside its final name and renamed when every byte is on disk; then a link is replaced in
+one step. A save that is killed at any moment leaves the previous checkpoint as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nextvlad.config import (
+    ModelConfig,
+    TrainConfig,
+    model_config_from_json,
+    read_json,
+    to_json,
+    train_config_from_json,
+)
+from nextvlad.data.vocabulary import Vocabulary
+from nextvlad.errors import CheckpointError, OutputError
+from nextvlad.models import Model, build_model
+
+FORMAT = "nextvlad-checkpoint"
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """What resuming needs beside the model: plain JSON values, and tensors by name."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+def save(
+    folder: Path,
+    model: Model,
+    *,
+    vocabulary: Vocabulary | None = None,
+    config: TrainConfig | None = None,
+    state: TrainingState | None = None,
+) -> None:
+    """Writes a whole checkpoint folder, or nothing.
+
+    Raises:
+        OutputError: the folder exists already, or the disk is full or not writable.
+    """
+    if folder.exists():
+        raise OutputError(f"{folder}: exists already; wanted a new name for a checkpoint.")
+    aside = folder.with_name(f".{folder.name}.incomplete-{os.getpid()}")
+    try:
+        aside.mkdir(parents=True)
+        _write_json(
+            aside / "config.json",
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "model": to_json(model.config),
+                "training": to_json(config) if config else None,
+            },
+        )
+        save_file(_plain(model.state_dict()), aside / "model.safetensors")
+        if vocabulary is not None:
+            vocabulary.save(aside / "vocabulary.csv")
+        if state is not None:
+            _write_json(aside / "training.json", state.values)
+            save_file(_plain(state.tensors), aside / "training.safetensors")
+        for path in aside.iterdir():
+            _flush_to_disk(path)
+        aside.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"{folder}: the checkpoint could not be written ({error}). Free some space or choose another "
+            "folder; earlier checkpoints are untouched."
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Model:
+    """The model of a checkpoint folder (or of a run's best checkpoint), in evaluation mode.
+
+    Args:
+        folder: a checkpoint folder, or a run folder with `best` or `last` in it.
+        device: where the weights go.
+
+    Returns:
+        The model; `model.config` is its configuration, `model.vocabulary` its class names or None.
+
+    Raises:
+        CheckpointError: the folder is not a checkpoint, incomplete, damaged, or its tensors do not fit.
+    """
+    place = resolve(Path(folder))
+    config = read_config(place)
+    with torch.device("meta"):
+        model = build_model(config)
+    tensors = _read_tensors(place / "model.safetensors")
+    _check_fit(place / "model.safetensors", model, tensors)
+    model = model.to_empty(device=device)
+    model.load_state_dict(tensors)
+    model.vocabulary = read_vocabulary(place, config.num_classes)
+    return model.eval()
+
+
+def resolve(folder: Path) -> Path:
+    """The checkpoint folder meant by `folder`: itself, or a run's `best`, else `last`."""
+    for candidate in (folder, folder / "best", folder / "last"):
+        if (candidate / "model.safetensors").is_file():
+            return candidate
+    if not folder.exists():
+        raise CheckpointError(f"{folder}: no such folder; wanted a checkpoint folder or a run folder.")
+    found = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) if folder.is_dir() else "a file"
+    raise CheckpointError(
+        f"{folder}: not a checkpoint (found {found or 'an empty folder'}); wanted a folder with config.json "
+        "and model.safetensors, or a run folder with best or last in it."
+    )
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The model configuration of a checkpoint folder."""
+    return model_config_from_json(_read_header(folder)["model"], where=f"{folder / 'config.json'}: model")
+
+
+def read_train_config(folder: Path) -> TrainConfig | None:
+    """How the checkpoint was trained; None if it was not trained here."""
+    values = _read_header(folder).get("training")
+    if values is None:
+        return None
+    return train_config_from_json(values, where=f"{folder / 'config.json'}: training")
+
+
+def read_vocabulary(folder: Path, num_classes: int) -> Vocabulary | None:
+    """The class names kept with a checkpoint, if any."""
+    path = folder / "vocabulary.csv"
+    if not path.is_file():
+        return None
+    vocabulary = Vocabulary.load(path)
+    vocabulary.check_size(num_classes)
+    return vocabulary
+
+
+def read_training_state(folder: Path) -> TrainingState:
+    """What `save` kept for resuming; CheckpointError if the checkpoint has none."""
+    if not (folder / "training.json").is_file() or not (folder / "training.safetensors").is_file():
+        raise CheckpointError(
+            f"{folder}: holds no training state, so training cannot resume from it. To start from its "
+            "weights, use --init."
+        )
+    values = read_json(folder / "training.json")
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{folder / 'training.json'}: not a JSON object; the checkpoint is damaged.")
+    return TrainingState(values=values, tensors=_read_tensors(folder / "training.safetensors"))
+
+
+def load_weights(model: Model, folder: Path) -> None:
+    """Puts a checkpoint's weights into a model of the very same configuration."""
+    path = folder / "model.safetensors"
+    tensors = _read_tensors(path)
+    _check_fit(path, model, tensors)
+    model.load_state_dict(tensors)
+
+
+def point(link: Path, target: Path) -> None:
+    """Makes `link` lead to `target` (its neighbour or below), in one step."""
+    temporary = link.with_name(f".{link.name}.new")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
+    temporary.replace(link)
+
+
+def remove_unlinked(run: Path) -> None:
+    """Deletes the run's checkpoints that neither `last` nor `best` leads to, and what a killed save left."""
+    kept = {(run / name).resolve() for name in ("last", "best")}
+    for folder in (run / "checkpoints").iterdir():
+        if folder.resolve() not in kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class InitReport:
+    """What `initialise` did, by parameter name; every name is in exactly one list."""
+
+    loaded: list[str]
+    fresh: list[str]
+    skipped: list[str]
+    classes_matched: int
+
+
+def initialise(model: Model, folder: Path, vocabulary: Vocabulary | None) -> InitReport:
+    """Starts a model from another checkpoint's weights, for fine-tuning.
+
+    Tensors of the same name and shape are copied. Classifier rows are matched by class name where both
+    vocabularies are known, copied whole where both have the same number of classes and at most one
+    vocabulary is known, and left fresh otherwise.
+
+    Raises:
+        CheckpointError: not one tensor fits.
+    """
+    source = _read_tensors(folder / "model.safetensors")
+    names = read_vocabulary(folder, read_config(folder).num_classes)
+    loaded: list[str] = []
+    matched = 0
+    own = model.state_dict()
+    for name, tensor in own.items():
+        if name not in source:
+            continue
+        if name in ("classifier.weight", "classifier.bias"):
+            pairs = _matching_rows(names, vocabulary, source[name].shape[0], tensor.shape[0])
+            if pairs and source[name].shape[1:] == tensor.shape[1:]:
+                mine, theirs = (torch.tensor(side) for side in zip(*pairs, strict=True))
+                tensor[mine] = source[name][theirs].to(tensor)
+                matched = len(pairs)
+                loaded.append(name)
+        elif source[name].shape == tensor.shape:
+            tensor.copy_(source[name])
+            loaded.append(name)
+    if not loaded:
+        raise CheckpointError(f"{folder}: none of its tensors fits this model; is it another architecture?")
+    return InitReport(
+        loaded=loaded,
+        fresh=[name for name in own if name not in loaded],
+        skipped=[name for name in source if name not in loaded],
+        classes_matched=matched,
+    )
+
+
+def _matching_rows(
+    theirs: Vocabulary | None, mine: Vocabulary | None, num_theirs: int, num_mine: int
+) -> list[tuple[int, int]]:
+    """Pairs (my class, their class) that mean the same."""
+    if theirs is None or mine is None:
+        return [(index, index) for index in range(num_mine)] if num_mine == num_theirs else []
+    where = {name: index for index, name in enumerate(theirs.names)}
+    return [(index, where[name]) for index, name in enumerate(mine.names) if name in where]
+
+
+def _read_header(folder: Path) -> Mapping[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing; the checkpoint is incomplete.")
+    header = read_json(path)
+    if not isinstance(header, dict) or header.get("format") != FORMAT or "model" not in header:
+        raise CheckpointError(f"{path}: not a {FORMAT} (wanted the keys format, version and model).")
+    if header.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path}: version {header.get('version')!r}; this nextvlad reads version {VERSION}. Update nextvlad."
+        )
+    return header
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error}); the checkpoint is damaged or incomplete."
+        ) from error
+
+
+def _check_fit(path: Path, model: Model, tensors: Mapping[str, Tensor]) -> None:
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    problems = [f"{name} is missing" for name in wanted if name not in tensors]
+    problems += [f"{name} is not part of this model" for name in tensors if name not in wanted]
+    problems += [
+        f"{name} has shape {tuple(tensors[name].shape)}, wanted {shape}"
+        for name, shape in wanted.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+        raise CheckpointError(f"{path}: does not fit its configuration: {'; '.join(problems[:5])}{more}.")
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _flush_to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

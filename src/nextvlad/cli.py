@@ -1,0 +1,77 @@
+"""The command line: one function a verb, nothing heavy imported before a verb is known.
+
+Exit status: 0 done; 1 the data, a file or the machine is at fault; 2 the call is at fault;
+130 and 143 stopped by Ctrl-C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from nextvlad.errors import NextvladError
+
+_HELP = """\
+nextvlad: classify videos from frame-level features.
+
+Usage: nextvlad VERB ...        (nextvlad VERB --help explains a verb)
+
+  demo       the whole job on embedded data, end to end, in about a minute on a CPU
+  check      look at a data set and verify every record of it
+  train      train or fine-tune a model
+  evaluate   Hit@1, PERR, GAP and mAP of a checkpoint on labelled data
+  predict    the best labels of each video, into a .jsonl, .csv, .parquet or .pkl file
+
+DATA is files, directories, quoted globs, or .list files with one path a line.
+A CHECKPOINT is the folder of a run, or one of the checkpoints inside it.
+
+  nextvlad demo
+  nextvlad check 'yt8m/train*.tfrecord' --vocabulary vocabulary.csv
+  nextvlad train audioset --data.train 'bal_train*' --data.valid 'eval*' --out runs/first
+  nextvlad evaluate runs/first 'eval*'
+  nextvlad predict runs/first 'eval*' --out predictions.jsonl
+
+Exit status: 0 done, 1 the data is at fault, 2 the call is at fault.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs one verb and leaves with its exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(_HELP, end="")
+        sys.exit(0 if given else 2)
+    if given[0] in ("-V", "--version", "version"):
+        from nextvlad import __version__
+
+        print(f"nextvlad {__version__}")
+        sys.exit(0)
+    from nextvlad.commands import VERBS
+
+    if given[0] not in VERBS:
+        print(f"nextvlad: no verb {given[0]!r}; wanted one of {', '.join(VERBS)}.", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(_guarded(VERBS[given[0]], given[1:]))
+
+
+def _guarded(verb: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Turns every error a user can cause into its message and its exit status."""
+    try:
+        return verb(arguments)
+    except NextvladError as error:
+        print(f"nextvlad: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("nextvlad: stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except MemoryError:
+        print("nextvlad: out of memory; use a smaller --batch-size.", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""One process or several: who am I, and sums across us.
+
+`torchrun` sets RANK, WORLD_SIZE and LOCAL_RANK; without them everything here is a no-op, so the rest
+of the package is written once. Collectives run over gloo on CPU and NCCL on GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    """True inside an initialised group of more than one process."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """This process, 0 .. world_size - 1."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    """How many processes work together."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def is_main() -> bool:
+    """True in the one process that prints and writes."""
+    return rank() == 0
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`, or a torch device name; under torchrun `auto` and `cuda` mean this rank's own GPU."""
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(f"cuda:{local}") if name == "cuda" else torch.device(name)
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Joins the group that torchrun describes in the environment, and leaves it at the end."""
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or dist.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of one tensor over all ranks, in place; no gradient."""
+    if is_distributed():
+        dist.all_reduce(values)
+    return values
+
+
+class _DifferentiableSum(torch.autograd.Function):
+    """Sum over ranks whose gradient is the sum of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+def gather_with_gradient(values: Tensor) -> Tensor:
+    """[...] on each rank -> [world_size, ...], differentiable on every rank.
+
+    Each rank adds its own row into zeros: for the few numbers of batch-norm statistics that is as
+    good as an all-gather, and its gradient works over gloo as over NCCL.
+    """
+    mine = torch.zeros(world_size(), *values.shape, dtype=values.dtype, device=values.device)
+    mine = mine.index_put((torch.tensor([rank()], device=values.device),), values.unsqueeze(0))
+    result: Tensor = _DifferentiableSum.apply(mine)
+    return result
+
+
+def gather_objects(value: Any) -> list[Any] | None:
+    """Every rank's value on rank 0, None elsewhere. For states of a few megabytes, at the end."""
+    if not is_distributed():
+        return [value]
+    gathered: list[Any] | None = [None] * world_size() if is_main() else None
+    dist.gather_object(value, gathered)
+    return gathered
+
+
+def share_object(value: Any) -> Any:
+    """Rank 0's value on every rank."""
+    if not is_distributed():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """True on every rank if it is true on one."""
+    if not is_distributed():
+        return flag
+    return bool(sum_over_ranks(torch.tensor(float(flag), device=device)).item())

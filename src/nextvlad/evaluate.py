@@ -1,0 +1,189 @@
+"""Scoring a model on labelled videos: Hit@1, PERR, GAP, mAP, loss."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from torch.nn import functional
+
+from nextvlad import checkpoint, distributed
+from nextvlad.data.loader import FrameLoader, count_examples
+from nextvlad.errors import OutputError, RecordError, TrainingError
+from nextvlad.metrics import MetricAccumulator
+from nextvlad.models import Model
+from nextvlad.progress import ProgressBar, console, say
+
+_ROWS = {
+    "gap": ("GAP@{k}", "precision over all videos' {k} best labels pooled"),
+    "hit_at_one": ("Hit@1", "videos whose best label is right"),
+    "perr": ("PERR", "precision among the n best labels of a video with n"),
+    "map": ("mAP", "average precision a label, mean over labels"),
+    "top1": ("top-1", "for single-label data"),
+    "top5": ("top-5", "for single-label data"),
+    "loss": ("loss", "cross-entropy summed over labels, mean over videos"),
+}
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Matrix products in `precision` ("fp32", "bf16", "fp16") on this device."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+@torch.inference_mode()
+def score(
+    model: Model,
+    loader: FrameLoader,
+    *,
+    device: torch.device,
+    precision: str = "fp32",
+    top_k: int = 20,
+    with_map: bool = True,
+    num_videos: int | None = None,
+    show: bool = True,
+) -> dict[str, float | int | None]:
+    """The metrics of one pass over `loader`, over all ranks together.
+
+    Every rank reads its own share and sends its state once, at the end, so that shares of different
+    length cannot block each other.
+
+    Args:
+        model: in evaluation mode.
+        loader: one epoch, unshuffled.
+        device: where the model is.
+        precision: of the matrix products.
+        top_k: for GAP.
+        with_map: also the untruncated mAP, which keeps every score (4 bytes a video and class).
+        num_videos: for the progress bar.
+        show: draw the progress bar.
+
+    Returns:
+        On rank 0 (and everywhere, when alone): num_videos, gap, hit_at_one, perr, map, loss, top1, top5.
+        On other ranks: the same, sent by rank 0.
+    """
+    metrics = MetricAccumulator(
+        model.config.num_classes, top_k=min(top_k, model.config.num_classes), map=with_map
+    )
+    with ProgressBar(
+        "Evaluating", total=num_videos, unit="videos", show=show and distributed.is_main()
+    ) as bar:
+        for batch in loader:
+            on_device = batch.to(device, non_blocking=True)
+            with autocast(device, precision):
+                logits = model(on_device).float()
+            losses = functional.binary_cross_entropy_with_logits(
+                logits, on_device.labels.float(), reduction="none"
+            ).sum(1, dtype=torch.float64)
+            metrics.update(
+                torch.sigmoid(logits).cpu().numpy(), batch.labels.numpy(), losses=losses.cpu().numpy()
+            )
+            bar.advance(batch.num_videos)
+    if distributed.is_distributed():
+        states = distributed.gather_objects(metrics.to_arrays())
+        for other in (states or [])[1:]:
+            metrics.merge(MetricAccumulator.from_arrays(other))
+    result: dict[str, float | int | None] = distributed.share_object(
+        metrics.compute() if distributed.is_main() else None
+    )
+    return result
+
+
+def evaluate(
+    checkpoint_folder: Path,
+    data: Sequence[str],
+    *,
+    json_file: Path | None = None,
+    top_k: int = 20,
+    with_map: bool = True,
+    batch_size: int = 256,
+    max_frames: int | None = None,
+    workers: int = 1,
+    device: str = "auto",
+    precision: str = "fp32",
+    skip_damaged: bool = False,
+) -> dict[str, float | int | None]:
+    """`nextvlad evaluate`: prints the table, writes the JSON file, returns the metrics."""
+    where = distributed.pick_device(device)
+    place = checkpoint.resolve(checkpoint_folder)
+    model = checkpoint.load(place, device=where)
+    frames = trained_max_frames(place) if max_frames is None else max_frames
+    with distributed.process_group(where):
+        loader = FrameLoader(
+            data,
+            streams=model.config.streams,
+            num_classes=model.config.num_classes,
+            batch_size=batch_size,
+            max_frames=frames,
+            workers=workers,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            skip_damaged=skip_damaged,
+        )
+        with loader:
+            result = score(
+                model,
+                loader,
+                device=where,
+                precision=precision,
+                top_k=top_k,
+                with_map=with_map,
+                num_videos=count_examples(data, skip_damaged=skip_damaged) if console.is_terminal else None,
+            )
+        tell_damage(loader.damage)
+        if distributed.is_main():
+            if not result["num_videos"]:
+                raise TrainingError(f"{', '.join(data)}: no videos in it; wanted labelled videos to score.")
+            print_table(result, top_k)
+            if json_file is not None:
+                write_json(json_file, result)
+    return result
+
+
+def trained_max_frames(folder: Path) -> int:
+    """How many frames of a stream the checkpoint was trained to see; 300 if it does not say."""
+    config = checkpoint.read_train_config(folder)
+    return config.data.max_frames if config else 300
+
+
+def tell_damage(damage: Sequence[RecordError]) -> None:
+    """Lists what was skipped, if anything."""
+    if damage:
+        say(f"Skipped {len(damage)} damaged record{'s' if len(damage) > 1 else ''}:")
+        for error in damage[:20]:
+            say(f"  {error}")
+        if len(damage) > 20:
+            say(f"  ... and {len(damage) - 20} more; `nextvlad check` lists all.")
+
+
+def print_table(result: dict[str, float | int | None], top_k: int) -> None:
+    """The metrics for people, on standard output."""
+    table = Table(title=f"{result['num_videos']:,} videos", title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    table.add_column("what it is", style="dim")
+    for key, (name, meaning) in _ROWS.items():
+        value = result.get(key)
+        text = "-" if value is None else f"{value:.4f}"
+        table.add_row(name.format(k=top_k), text, meaning.format(k=top_k))
+    from rich.console import Console
+
+    Console().print(table)
+
+
+def write_json(path: Path, values: object) -> None:
+    """A JSON file, written aside and renamed."""
+    aside = path.with_name(f".{path.name}.incomplete")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error}).") from error

@@ -1,0 +1,184 @@
+"""The parts NeXtVLAD is made of: batch norm as the originals keep it, context gate, sums over time.
+
+Letters: B videos, N frames of all videos of a batch one after another, F features, H hidden,
+K clusters, G groups.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nextvlad import distributed
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over the rows of [N, F] (frames, or videos), with the originals' running statistics.
+
+    Differs from torch's in three ways that the originals fix: `weight_of_new` may be as small as the
+    author's 0.001, the running variance is the biased one unless `unbiased`, and across processes the
+    statistics are those of all rows of all ranks together, each row counting once, so that N processes
+    compute what one would. (The originals normalised on each GPU by itself.)
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(
+        self, num_features: int, *, epsilon: float, weight_of_new: float, unbiased: bool = False
+    ) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.weight_of_new = weight_of_new
+        self.unbiased = unbiased
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, F] float -> [N, F] float32; N may be 0."""
+        x = x.float()
+        if not self.training:
+            scale = self.weight * torch.rsqrt(self.running_var + self.epsilon)
+            return torch.addcmul(self.bias - self.running_mean * scale, x, scale)
+        if distributed.is_distributed():
+            return self._normalise_across_ranks(x)
+        if x.shape[0] < 2:  # torch's own kernel has no variance for a single row
+            return self._normalise(x, *self._local_moments(x), float(x.shape[0]))
+        count = float(x.shape[0])
+        mean, var = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
+        y = functional.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.epsilon)
+        self._remember(mean, var * ((count - 1.0) / count), count)
+        return y
+
+    def _local_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if x.shape[0] == 0:
+            zero = x.sum(0)  # keeps the graph: every rank must take part in the backward collectives
+            return zero, zero
+        var, mean = torch.var_mean(x, 0, correction=0)
+        return mean, var
+
+    def _normalise_across_ranks(self, x: Tensor) -> Tensor:
+        mean, var = self._local_moments(x)
+        count = torch.full_like(mean, float(x.shape[0]))
+        counts, means, variances = distributed.gather_with_gradient(torch.stack([count, mean, var])).unbind(1)
+        total = counts.sum(0)
+        share = counts / total.clamp(min=1.0)
+        mean = (share * means).sum(0)
+        var = (share * (variances + (means - mean).square())).sum(0)
+        return self._normalise(x, mean, var, float(total[0]))
+
+    def _normalise(self, x: Tensor, mean: Tensor, var: Tensor, count: float) -> Tensor:
+        if count > 0:
+            self._remember(mean.detach(), var.detach(), count)
+        return (x - mean) * (torch.rsqrt(var + self.epsilon) * self.weight) + self.bias
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, biased_var: Tensor, count: float) -> None:
+        var = biased_var * (count / (count - 1.0)) if self.unbiased and count > 1 else biased_var
+        self.running_mean.lerp_(mean, self.weight_of_new)
+        self.running_var.lerp_(var, self.weight_of_new)
+
+
+class ContextGate(nn.Module):
+    """Squeeze-and-excitation gate on [B, H]: each unit is scaled by a sigmoid of all units.
+
+    H -> H/r, batch norm, ReLU, H/r -> H, sigmoid (paper section 3.3; no biases, as in the originals).
+    """
+
+    def __init__(self, hidden_size: int, reduction: int, norm: BatchNorm) -> None:
+        super().__init__()
+        self.reduce = nn.Linear(hidden_size, hidden_size // reduction, bias=False)
+        self.norm = norm
+        self.expand = nn.Linear(hidden_size // reduction, hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H] -> [B, H]."""
+        squeezed = functional.relu(self.norm(self.reduce(x)))  # [B, H/r]
+        return x * torch.sigmoid(self.expand(squeezed).float())
+
+
+class Dropout(nn.Module):
+    """Dropout that compensates while training (inverted, the author) or in evaluation (Paddle v1.5.1)."""
+
+    def __init__(self, probability: float, *, scale_in_training: bool) -> None:
+        super().__init__()
+        self.probability = probability
+        self.scale_in_training = scale_in_training
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        if self.scale_in_training:
+            return functional.dropout(x, self.probability, self.training)
+        if self.training:
+            return x * torch.empty_like(x).bernoulli_(1.0 - self.probability)
+        return x * (1.0 - self.probability)
+
+
+class _SegmentProducts(torch.autograd.Function):
+    """left[rows of b]^T right[rows of b] for each segment b, without padding or copies."""
+
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, right: Tensor, bounds: tuple[int, ...]) -> Tensor:
+        ctx.save_for_backward(left, right)
+        ctx.bounds = bounds
+        out = left.new_zeros(len(bounds) - 1, left.shape[1], right.shape[1])
+        for index, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+            if end > start:
+                torch.mm(left[start:end].T, right[start:end], out=out[index])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        left, right = ctx.saved_tensors
+        gradient = gradients[0].to(left.dtype)
+        d_left, d_right = torch.empty_like(left), torch.empty_like(right)
+        for index, (start, end) in enumerate(zip(ctx.bounds, ctx.bounds[1:], strict=False)):
+            if end > start:
+                torch.mm(right[start:end], gradient[index].T, out=d_left[start:end])
+                torch.mm(left[start:end], gradient[index], out=d_right[start:end])
+        return d_left, d_right, None
+
+
+def segment_products(left: Tensor, right: Tensor, offsets: Tensor) -> Tensor:
+    """Sums of outer products over each segment: [N, P], [N, Q], offsets [B+1] -> [B, P, Q].
+
+    Row n of segment b contributes left[n] x right[n]; an empty segment gives zeros. On CPU one product
+    a segment; elsewhere, where many small launches would cost more than padding, one batched product.
+    """
+    with torch.autocast(left.device.type, enabled=False):
+        left, right = left.to(right.dtype).contiguous(), right.contiguous()
+        if left.device.type == "cpu":
+            result: Tensor = _SegmentProducts.apply(left, right, tuple(offsets.tolist()))
+            return result
+        lengths = offsets.diff()
+        longest = int(lengths.max()) if len(lengths) else 0
+        positions = torch.arange(longest, device=left.device)
+        mask = positions < lengths[:, None]  # [B, longest]
+        rows = (offsets[:-1, None] + positions).clamp(max=max(left.shape[0] - 1, 0))
+        if left.shape[0] == 0:
+            return left.new_zeros(len(lengths), left.shape[1], right.shape[1]) + 0.0 * (
+                left.sum() + right.sum()
+            )
+        return torch.bmm((left[rows] * mask[..., None].to(left.dtype)).transpose(1, 2), right[rows])
+
+
+def segment_sum(x: Tensor, offsets: Tensor) -> Tensor:
+    """Sum of the rows of each segment: [N, F], offsets [B+1] -> [B, F]; an empty segment gives zeros."""
+    segment = torch.repeat_interleave(offsets.diff())  # [N], the video each row belongs to
+    return x.new_zeros(len(offsets) - 1, x.shape[1]).index_add(0, segment, x)
+
+
+def he_normal_(weight: Tensor, fan_in: int) -> None:
+    """Normal with deviation sqrt(2 / fan_in), values beyond two deviations drawn again (He et al. 2015).
+
+    As slim's `variance_scaling_initializer`, which both originals use for every weight: the cut makes
+    the deviation smaller, and it is corrected for (slim rounds the correction to 1.3 = 1 / 0.877^2).
+    """
+    deviation = math.sqrt(2.0 / fan_in) / 0.87962566103423978
+    nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)

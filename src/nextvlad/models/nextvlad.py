@@ -1,0 +1,176 @@
+"""NeXtVLAD, whole: frames of each stream -> one descriptor -> class logits (arXiv 1811.05014).
+
+Letters: B videos, N frames of all videos of a batch one after another, D input size of a stream,
+E = expansion x D, G groups, K clusters, H hidden, V size of all descriptors together, C classes.
+
+Only real frames take part, in training and in evaluation: there is no padding to leak. (The author's
+TensorFlow code lets padded frames into the batch statistics of the assignment; Paddle v1.5.1 does
+not, nor do we.) In evaluation a video's result depends on nothing but its own frames, in any order.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nextvlad.config import NeXtVLADConfig, StreamConfig
+from nextvlad.data.batch import FrameBatch, Frames
+from nextvlad.data.vocabulary import Vocabulary
+from nextvlad.models.layers import (
+    BatchNorm,
+    ContextGate,
+    Dropout,
+    he_normal_,
+    segment_products,
+    segment_sum,
+)
+
+QUANTISATION_STEP = 4.0 / 255.0
+"""A byte q stands for q x 4/255 + 4/512 - 2 (YouTube-8M's quantiser, range [-2, 2])."""
+QUANTISATION_SHIFT = 4.0 / 512.0 - 2.0
+
+
+class Mixup(NamedTuple):
+    """Each video's descriptor becomes weight x its own + (1 - weight) x that of another video."""
+
+    partner: Tensor
+    """[B] int64, the other video."""
+    weight: Tensor
+    """[B, 1] float32 in [0, 1]."""
+
+
+class Preprocessing(nn.Module):
+    """Bytes -> floats, one scale and one offset a dimension; kept in the checkpoint.
+
+    Starts as plain dequantisation; `undo_whitening` adds the originals' treatment of rgb. Streams of
+    floats pass unchanged.
+    """
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.full((size,), QUANTISATION_STEP))
+        self.register_buffer("offset", torch.full((size,), QUANTISATION_SHIFT))
+
+    def undo_whitening(self, factors: np.ndarray) -> None:
+        """From now on (dequantised - 4/512) x factors, as both originals feed rgb.
+
+        Args:
+            factors: [D] float; sqrt(eigenvalue) + 1e-4 of the PCA that made the features.
+        """
+        wide = torch.from_numpy(np.asarray(factors, dtype=np.float64))
+        self.scale.copy_(QUANTISATION_STEP * wide)
+        self.offset.copy_((QUANTISATION_SHIFT - 4.0 / 512.0) * wide)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """[N, D] uint8 (or float, returned as float32) -> [N, D] float32."""
+        if values.dtype != torch.uint8:
+            return values.float()
+        return torch.addcmul(self.offset, values.float(), self.scale)
+
+
+class Branch(nn.Module):
+    """One stream: [N, D] frames -> [B, K E/G] descriptor (paper equations 2 to 6)."""
+
+    def __init__(self, config: NeXtVLADConfig, stream: StreamConfig) -> None:
+        super().__init__()
+        self.groups, self.clusters = config.groups_of(stream), config.clusters_of(stream)
+        expanded = config.expansion * stream.size
+        self.group_size = expanded // self.groups
+        self.preprocess = Preprocessing(stream.size)
+        self.expansion = nn.Linear(stream.size, expanded)
+        self.attention = nn.Linear(expanded, self.groups)
+        self.assignment = nn.Linear(expanded, self.groups * self.clusters, bias=False)
+        self.assignment_norm = _batch_norm(config, self.groups * self.clusters)
+        self.centers = nn.Parameter(torch.empty(self.clusters, self.group_size))
+        self.descriptor_norm = _batch_norm(config, self.clusters * self.group_size)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        # As the originals: every weight He-normal by its fan-in, every bias zero.
+        expanded = self.expansion.out_features
+        he_normal_(self.expansion.weight, self.expansion.in_features)
+        he_normal_(self.attention.weight, expanded)
+        he_normal_(self.assignment.weight, expanded)
+        he_normal_(self.centers, self.group_size)
+        nn.init.zeros_(self.expansion.bias)
+        nn.init.zeros_(self.attention.bias)
+
+    def forward(self, frames: Frames) -> Tensor:
+        """Packed frames of B videos -> [B, K E/G] float32; a video without frames gets zeros before the last norm."""
+        x = self.preprocess(frames.values)  # [N, D]
+        e = self.expansion(x)  # [N, E]
+        alpha = torch.sigmoid(self.attention(e).float())  # [N, G]
+        z = self.assignment_norm(self.assignment(e))  # [N, G K]
+        a = torch.softmax(z.unflatten(1, (self.groups, self.clusters)), dim=2)  # [N, G, K]
+        a = a * alpha[..., None]  # [N, G, K]
+
+        weights = a.flatten(0, 1)  # [N G, K]
+        parts = e.unflatten(1, (self.groups, self.group_size)).flatten(0, 1)  # [N G, E/G]
+        sums = segment_products(weights, parts, frames.offsets * self.groups).float()  # [B, K, E/G]
+        mass = segment_sum(a.sum(1), frames.offsets)  # [B, K]
+        v = sums - mass[..., None] * self.centers  # [B, K, E/G]
+
+        v = functional.normalize(v, dim=2, eps=1e-6)  # [B, K, E/G]
+        return self.descriptor_norm(v.transpose(1, 2).flatten(1))  # [B, E/G K]
+
+
+class NeXtVLAD(nn.Module):
+    """The published single model; `config` holds the author's variant or Paddle's."""
+
+    vocabulary: Vocabulary | None = None
+    """Class names, where known; set when a checkpoint is loaded."""
+
+    def __init__(self, config: NeXtVLADConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.branches = nn.ModuleDict({stream.name: Branch(config, stream) for stream in config.streams})
+        size = sum(b.clusters * b.group_size for b in self.branches.values() if isinstance(b, Branch))
+        self.dropout = Dropout(config.dropout, scale_in_training=config.dropout_scaling == "training")
+        self.hidden = nn.Linear(size, config.hidden_size, bias=False)
+        self.hidden_norm = _batch_norm(config, config.hidden_size)
+        squeezed = config.hidden_size // config.gating_reduction
+        self.gate = ContextGate(
+            config.hidden_size,
+            config.gating_reduction,
+            _batch_norm(config, squeezed, unbiased=config.unbiased_gate_variance),
+        )
+        self.classifier = nn.Linear(config.hidden_size, config.num_classes)
+        for linear in (self.hidden, self.gate.reduce, self.gate.expand, self.classifier):
+            he_normal_(linear.weight, linear.in_features)
+        nn.init.zeros_(self.classifier.bias)
+
+    def describe(self, batch: FrameBatch) -> Tensor:
+        """The concatenated descriptors of a batch, [B, V] float32."""
+        parts = [branch(batch.streams[name]) for name, branch in self.branches.items()]
+        return torch.cat(parts, dim=1)
+
+    def classify(self, descriptors: Tensor) -> Tensor:
+        """[B, V] -> logits [B, C] float32."""
+        h = self.hidden_norm(self.hidden(self.dropout(descriptors)))  # [B, H], no ReLU: as published
+        logits: Tensor = self.classifier(self.gate(h)).float()  # [B, C]
+        return logits
+
+    def forward(self, batch: FrameBatch, mixup: Mixup | None = None) -> Tensor:
+        """Logits [B, C] float32; probabilities are their sigmoid.
+
+        Args:
+            batch: B videos; every stream of the configuration, each video with 0 or more frames in it.
+            mixup: mixes descriptors of pairs of videos, in training only.
+        """
+        descriptors = self.describe(batch)  # [B, V]
+        if mixup is not None:
+            descriptors = torch.lerp(descriptors[mixup.partner], descriptors, mixup.weight)
+        return self.classify(descriptors)
+
+
+def _batch_norm(config: NeXtVLADConfig, size: int, *, unbiased: bool = False) -> BatchNorm:
+    return BatchNorm(
+        size, epsilon=config.batch_norm_epsilon, weight_of_new=config.batch_norm_weight, unbiased=unbiased
+    )

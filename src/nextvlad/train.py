@@ -1,0 +1,647 @@
+"""`nextvlad train`, top to bottom: data, model, optimiser, then the loop, written out.
+
+Across processes (torchrun) every step is one step of the global batch: batch norms use the statistics
+of all ranks' frames and videos together, the loss is averaged over all ranks' videos, and a rank that
+runs out of data goes on with empty batches until all are done. So N processes compute what one would.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from nextvlad import checkpoint, distributed, optim
+from nextvlad.config import TrainConfig, to_json, with_streams
+from nextvlad.data.batch import FrameBatch
+from nextvlad.data.loader import FrameLoader, count_examples, peek_streams
+from nextvlad.data.sources import expand, read
+from nextvlad.data.vocabulary import Vocabulary
+from nextvlad.errors import CheckpointError, ConfigError, DataError, OutputError, TrainingError, UsageError
+from nextvlad.evaluate import autocast, score, tell_damage, write_json
+from nextvlad.models import Model, build_model, count_parameters
+from nextvlad.models.nextvlad import Mixup, NeXtVLAD
+from nextvlad.progress import ProgressBar, console, say
+
+_LOOK_AT = 1000  # videos looked at for labels before a long training starts
+_LARGEST_MAP = 2**29  # scores kept for the untruncated mAP while training: 2 GiB
+
+
+class Interrupted(Exception):
+    """Training stopped on a signal, after saving; `signum` says which."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+def train(
+    config: TrainConfig,
+    out: Path,
+    *,
+    init: Path | None = None,
+    resume: bool = False,
+    resume_from: Path | None = None,
+) -> dict[str, Any]:
+    """One training run.
+
+    Args:
+        config: everything about it.
+        out: the run folder: `config.json`, `metrics.jsonl`, `last`, `best`, `checkpoints/`.
+        init: a checkpoint whose weights to start from; its architecture replaces that of `config`.
+        resume: go on from `out`/last.
+        resume_from: go on from this checkpoint of the same run.
+
+    Returns:
+        The last validation metrics, or the last training loss where there is no validation data.
+
+    Raises:
+        NextvladError: as its message says; the last checkpoint is kept.
+        Interrupted: on SIGINT or SIGTERM, after saving.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.set_flush_denormal(True)  # denormal moments of Adam cost a fifth of a step
+    device = distributed.pick_device(config.device)
+    with distributed.process_group(device), _signals() as stop:
+        return _Run(config, out, device, init=init, resume=resume, resume_from=resume_from).go(stop)
+
+
+class _Run:
+    """What the loop needs at hand; made by `train`, used once."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: Path,
+        device: torch.device,
+        *,
+        init: Path | None,
+        resume: bool,
+        resume_from: Path | None,
+    ) -> None:
+        self.out, self.device = out, device
+        self.start_from = _place_to_resume(out, resume=resume, resume_from=resume_from, init=init)
+        config, self.vocabulary = settle(config, init=init)
+        self.config = config
+        world = distributed.world_size()
+        if config.data.batch_size % world:
+            raise ConfigError(
+                f"data.batch_size: got {config.data.batch_size}, wanted a multiple of the {world} processes."
+            )
+
+        state = checkpoint.TrainingState()
+        if self.start_from is not None:
+            state = checkpoint.read_training_state(self.start_from)
+            _check_same_run(self.start_from, config)
+        self.num_examples = int(state.values.get("num_train_examples") or config.data.num_train_examples or 0)
+        if not self.num_examples:
+            self.num_examples = distributed.share_object(
+                count_examples(config.data.train, skip_damaged=config.data.skip_damaged)
+                if distributed.is_main()
+                else 0
+            )
+        if not self.num_examples:
+            raise TrainingError(f"{' '.join(config.data.train)}: no videos in the training data.")
+
+        torch.manual_seed(config.seed)  # the same weights on every rank
+        self.model: Model = build_model(config.model).to(device)
+        if self.start_from is not None:
+            checkpoint.load_weights(self.model, self.start_from)
+        else:
+            self._start_weights(init)
+        self.optimizer = optim.make_optimizer(self.model, config.optim)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.step = int(state.values.get("step", 0))
+        self.examples = int(state.values.get("examples", 0))
+        self.best: dict[str, Any] | None = state.values.get("best")
+        self.evaluated_at = int(state.values.get("evaluated_at", 0))
+        self.loader = FrameLoader(
+            config.data.train,
+            streams=config.model.streams,
+            num_classes=config.model.num_classes,
+            batch_size=config.data.batch_size // world,
+            max_frames=config.data.max_frames,
+            shuffle=True,
+            shuffle_buffer=config.data.shuffle_buffer,
+            seed=config.seed,
+            epochs=config.epochs,
+            workers=config.data.workers,
+            pin_memory=device.type == "cuda",
+            rank=distributed.rank(),
+            world_size=world,
+            skip_damaged=config.data.skip_damaged,
+            position=state.values["positions"][distributed.rank()] if state.values else None,
+        )
+        self.random = torch.Generator().manual_seed(config.seed * 1009 + 7 + distributed.rank())
+        torch.manual_seed(config.seed * 1009 + distributed.rank())
+        if self.start_from is not None:
+            self._restore(state)
+        total = self.num_examples * config.epochs
+        self.total_examples = min(total, config.steps * config.data.batch_size) if config.steps else total
+        self.replica = (
+            DistributedDataParallel(self.model, broadcast_buffers=False) if world > 1 else self.model
+        )
+        self.saved_at = time.monotonic()
+
+    def _start_weights(self, init: Path | None) -> None:
+        eigenvalues = self.config.data.eigenvalues
+        if init is not None:
+            report = checkpoint.initialise(self.model, checkpoint.resolve(init), self.vocabulary)
+            if distributed.is_main():
+                say(
+                    f"From {init}: {len(report.loaded)} tensors loaded, {len(report.fresh)} fresh, "
+                    f"{len(report.skipped)} skipped; {report.classes_matched} of "
+                    f"{self.config.model.num_classes} classes matched."
+                )
+                for title, names in (("fresh", report.fresh), ("skipped", report.skipped)):
+                    if names:
+                        say(f"  {title}: {', '.join(names)}")
+        if eigenvalues is not None:
+            undo_whitening(self.model, Path(eigenvalues))
+
+    def go(self, stop: _Stop) -> dict[str, Any]:
+        """The loop."""
+        if distributed.is_main():
+            self._prepare_folder()
+            self._describe()
+        config, model = self.config, self.model
+        result: dict[str, Any] = {}
+        loss_sum, loss_count, since = 0.0, 0, time.monotonic()
+        per_epoch = self.num_examples
+        batch_size = config.data.batch_size
+        with (
+            self.loader,
+            _open_log(self.out / "metrics.jsonl", self.step) as log,
+            _tensorboard(config, self.out) as board,
+            ProgressBar(
+                "Training",
+                total=self.total_examples,
+                unit="videos",
+                done=self.examples,
+                show=distributed.is_main(),
+            ) as bar,
+        ):
+            batches = iter(self.loader)
+            while config.steps is None or self.step < config.steps:
+                batch = next(batches, None)
+                here = torch.tensor([batch.num_videos if batch else 0, stop.signum], device=self.device)
+                num_videos, signum = distributed.sum_over_ranks(here).tolist()
+                if num_videos == 0:
+                    break
+                if batch is None:
+                    batch = FrameBatch.empty(config.model.streams, config.model.num_classes)
+
+                model.train()
+                lr = optim.learning_rate(
+                    config.optim,
+                    examples_seen=self.examples,
+                    step_examples=batch_size,
+                    total_examples=self.total_examples,
+                )
+                loss = self._backward(batch, num_videos)
+                self._update(lr)
+                self.step += 1
+                self.examples += num_videos
+                loss_sum, loss_count = loss_sum + loss * num_videos, loss_count + num_videos
+                bar.advance(num_videos, f"epoch {self.examples / per_epoch:.2f} loss {loss:.3f} lr {lr:.2g}")
+
+                if self.step % config.log_every == 0 and distributed.is_main():
+                    rate = loss_count / (time.monotonic() - since)
+                    row = {
+                        "kind": "train",
+                        "step": self.step,
+                        "examples": self.examples,
+                        "epoch": self.examples / per_epoch,
+                        "loss": loss_sum / loss_count,
+                        "lr": lr,
+                        "examples_per_second": rate,
+                    }
+                    _log(log, board, row)
+                    loss_sum, loss_count, since = 0.0, 0, time.monotonic()
+                if config.data.valid and self._evaluation_due():
+                    result = self._evaluate(log, board)
+                    since = time.monotonic()
+                if signum or distributed.any_rank(stop.signum != 0, self.device):
+                    self._save()
+                    raise Interrupted(stop.signum or signal.SIGTERM)
+                if time.monotonic() - self.saved_at > 60 * config.save_every_minutes:
+                    self._save()
+            if config.data.valid and self.evaluated_at != self.step:
+                result = self._evaluate(log, board)
+        self._save()
+        if distributed.is_main():
+            tell_damage(self.loader.damage)
+            self._say_farewell()
+        return result
+
+    def _backward(self, batch: FrameBatch, num_videos: int) -> float:
+        """Gradients of the loss averaged over all ranks' `num_videos`; returns that loss."""
+        on_device = batch.to(self.device, non_blocking=True)
+        labels = on_device.labels.float()
+        mixup = self._draw_mixup(batch.num_videos)
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.device, self.config.precision):
+            logits = self.replica(on_device, mixup)
+        if mixup is not None:
+            labels = torch.lerp(labels[mixup.partner], labels, mixup.weight)
+        loss = (
+            functional.binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum") / num_videos
+        )
+        # DistributedDataParallel averages over ranks; ours is a sum over ranks.
+        self.scaler.scale(loss * distributed.world_size()).backward()  # type: ignore[no-untyped-call]
+        value = float(distributed.sum_over_ranks(loss.detach().double()))
+        if not np.isfinite(value):
+            raise TrainingError(
+                f"step {self.step + 1}: the loss is {value}. Videos of the batch: {', '.join(batch.video_ids[:20])}"
+                f"{' ...' if batch.num_videos > 20 else ''}. Nothing was updated and the last checkpoint is kept; "
+                "check these videos, lower optim.lr, or use --precision fp32."
+            )
+        return value
+
+    def _update(self, lr: float) -> None:
+        optim.prepare_step(self.optimizer, self.config.optim, step=self.step + 1, lr=lr)
+        self.scaler.unscale_(self.optimizer)
+        optim.add_l2_gradient(self.model.classifier, self.config.optim.l2)
+        optim.clip_gradients(self.model.parameters(), self.config.optim)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def _draw_mixup(self, num_videos: int) -> Mixup | None:
+        alpha = self.config.optim.mixup
+        if alpha == 0 or num_videos < 2:
+            return None
+        seed = int(torch.randint(2**62, (), generator=self.random))
+        numbers = np.random.default_rng(seed)
+        weight = numbers.beta(alpha, alpha, size=(num_videos, 1)).astype(np.float32)
+        partner = torch.from_numpy(numbers.permutation(num_videos))
+        return Mixup(partner.to(self.device), torch.from_numpy(weight).to(self.device))
+
+    def _evaluation_due(self) -> bool:
+        if self.config.eval_every is not None:
+            return self.step % self.config.eval_every == 0
+        before = self.examples - self.config.data.batch_size
+        return self.examples // self.num_examples > max(before, 0) // self.num_examples
+
+    def _evaluate(self, log: IO[str] | None, board: Any) -> dict[str, Any]:
+        config = self.config
+        self.model.eval()
+        with FrameLoader(
+            config.data.valid,
+            streams=config.model.streams,
+            num_classes=config.model.num_classes,
+            batch_size=config.data.eval_batch_size,
+            max_frames=config.data.max_frames,
+            workers=config.data.workers,
+            pin_memory=self.device.type == "cuda",
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            skip_damaged=config.data.skip_damaged,
+        ) as loader:
+            small = (
+                count_examples(config.data.valid, skip_damaged=config.data.skip_damaged)
+                * config.model.num_classes
+                <= _LARGEST_MAP
+            )
+            result: dict[str, Any] = score(
+                self.model,
+                loader,
+                device=self.device,
+                precision=config.precision,
+                with_map=small or config.best_by == "map",
+                show=False,
+            )
+        if not result["num_videos"]:
+            raise DataError(f"{' '.join(config.data.valid)}: no videos in the validation data.")
+        self.evaluated_at = self.step
+        value = result[config.best_by]
+        better = self.best is None or (
+            value is not None and _is_better(config.best_by, value, self.best["value"])
+        )
+        if better:
+            self.best = {"step": self.step, "metric": config.best_by, "value": value}
+        if distributed.is_main():
+            row = {
+                "kind": "valid",
+                "step": self.step,
+                "examples": self.examples,
+                "epoch": self.examples / self.num_examples,
+                **result,
+            }
+            _log(log, board, row)
+            shown = "  ".join(
+                f"{name} {result[key]:.4f}"
+                for name, key in (
+                    ("GAP", "gap"),
+                    ("Hit@1", "hit_at_one"),
+                    ("PERR", "perr"),
+                    ("mAP", "map"),
+                    ("loss", "loss"),
+                )
+                if result.get(key) is not None
+            )
+            say(
+                f"epoch {self.examples / self.num_examples:6.2f}  step {self.step:6d}  {shown}{'  *best' if better else ''}"
+            )
+        self._save(best=better)
+        return result
+
+    def _save(self, *, best: bool = False) -> None:
+        """The whole state as a new checkpoint; `last` (and `best`) lead to it afterwards."""
+        states = distributed.gather_objects(
+            (
+                self.loader.position(),
+                torch.get_rng_state(),
+                self.random.get_state(),
+                _cuda_random_state(self.device),
+            )
+        )
+        self.saved_at = time.monotonic()
+        if states is None:
+            return
+        tensors = optim.optimizer_tensors(self.optimizer, self.model)
+        for index, (_, cpu, mixup, cuda) in enumerate(states):
+            tensors |= {f"random.cpu.{index}": cpu, f"random.mixup.{index}": mixup}
+            if cuda is not None:
+                tensors[f"random.cuda.{index}"] = cuda
+        state = checkpoint.TrainingState(
+            values={
+                "step": self.step,
+                "examples": self.examples,
+                "evaluated_at": self.evaluated_at,
+                "best": self.best,
+                "num_train_examples": self.num_examples,
+                "scaler": self.scaler.state_dict(),
+                "positions": [position for position, *_ in states],
+            },
+            tensors=tensors,
+        )
+        folder = self.out / "checkpoints" / f"step-{self.step:08d}"
+        attempt = 1
+        while folder.exists():
+            attempt += 1
+            folder = folder.with_name(f"step-{self.step:08d}-{attempt}")
+        checkpoint.save(folder, self.model, vocabulary=self.vocabulary, config=self.config, state=state)
+        if best:
+            checkpoint.point(self.out / "best", folder)
+        checkpoint.point(self.out / "last", folder)
+        checkpoint.remove_unlinked(self.out)
+
+    def _restore(self, state: checkpoint.TrainingState) -> None:
+        index = distributed.rank()
+        try:
+            optim.load_optimizer_tensors(self.optimizer, self.model, state.tensors, step=self.step)
+            torch.set_rng_state(state.tensors[f"random.cpu.{index}"])
+            self.random.set_state(state.tensors[f"random.mixup.{index}"])
+            if f"random.cuda.{index}" in state.tensors and self.device.type == "cuda":
+                torch.cuda.set_rng_state(state.tensors[f"random.cuda.{index}"], self.device)
+            self.scaler.load_state_dict(state.values["scaler"])
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{self.start_from}: its training state does not fit this model ({error})."
+            ) from error
+        if distributed.is_main():
+            say(f"Resuming from {self.start_from}: step {self.step}, {self.examples:,} videos seen.")
+
+    def _prepare_folder(self) -> None:
+        try:
+            (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"{self.out}: cannot be made ({error.strerror or error}); choose another --out."
+            ) from error
+        write_json(self.out / "config.json", to_json(self.config))
+
+    def _describe(self) -> None:
+        values = to_json(self.config)
+        groups = [(key, values.pop(key)) for key in ("model", "data", "optim")]
+        for title, group in [*groups, ("run", values)]:
+            if title == "model":
+                group["streams"] = " ".join(str(stream) for stream in self.config.model.streams)
+            say(f"{title:6s} " + "  ".join(f"{key}={_short(value)}" for key, value in group.items()))
+        say(
+            f"{count_parameters(self.model):,} parameters; {self.num_examples:,} training videos; "
+            f"{self.device}, {torch.get_num_threads()} threads, {distributed.world_size()} process(es)"
+        )
+        rgb_raw = self.config.data.eigenvalues is None and any(
+            stream.name == "rgb" and stream.size == 1024 for stream in self.config.model.streams
+        )
+        if rgb_raw and self.step == 0:
+            say(
+                "Note: rgb is used as stored. The originals undo YouTube-8M's PCA whitening first; to do the "
+                "same, pass --data.eigenvalues eigenvals.npy (from the yt8m_pca archive of the YouTube-8M site)."
+            )
+
+    def _say_farewell(self) -> None:
+        name = "best" if self.best else "last"
+        say(f"Done: {self.step} steps, {self.examples:,} videos. Checkpoint: {self.out / name}")
+        if self.best:
+            say(f"Best {self.best['metric']} {self.best['value']:.4f} at step {self.best['step']}.")
+
+
+def settle(config: TrainConfig, *, init: Path | None) -> tuple[TrainConfig, Vocabulary | None]:
+    """Fills in what the data, the vocabulary and `init` decide; checks what can be checked early.
+
+    Raises:
+        NextvladError: no data, no labels, a vocabulary of the wrong length.
+    """
+    if not config.data.train:
+        raise UsageError(
+            "no training data; pass --data.train with files, directories, quoted globs or .list files."
+        )
+    expand(config.data.train)
+    if config.data.valid:
+        expand(config.data.valid)
+    vocabulary = Vocabulary.load(Path(config.data.vocabulary)) if config.data.vocabulary else None
+    model = config.model
+    if init is not None:
+        place = checkpoint.resolve(init)
+        theirs = checkpoint.read_config(place)
+        if vocabulary is None:
+            vocabulary = checkpoint.read_vocabulary(place, theirs.num_classes)
+        dropped = (
+            {"dropout": model.dropout}
+            if isinstance(model, type(theirs)) and hasattr(model, "dropout")
+            else {}
+        )
+        num_classes = len(vocabulary) if vocabulary else model.num_classes or theirs.num_classes
+        model = replace(theirs, num_classes=num_classes, **dropped)  # type: ignore[arg-type]
+    if not model.streams:
+        model = with_streams(model, peek_streams(config.data.train), 0)
+    largest = _look_at_labels(config, all_of_them=vocabulary is None and not model.num_classes)
+    if vocabulary is not None and model.num_classes:
+        vocabulary.check_size(model.num_classes)
+    model = with_streams(model, (), len(vocabulary) if vocabulary else largest + 1)
+    return replace(config, model=model), vocabulary
+
+
+def _look_at_labels(config: TrainConfig, *, all_of_them: bool) -> int:
+    """The largest label among the first videos, or all; TrainingError if there is none."""
+    largest = seen = 0
+    labelled = False
+    skip = (lambda error: None) if config.data.skip_damaged else None
+    for record in read(config.data.train, max_frames=1, on_damage=skip):
+        seen += 1
+        if len(record.labels):
+            labelled = True
+            largest = max(largest, int(record.labels.max()))
+        if seen >= _LOOK_AT and not all_of_them:
+            break
+    if not labelled:
+        raise TrainingError(
+            f"{' '.join(config.data.train)}: no labels in the first {seen:,} videos; wanted labelled training "
+            "data (is this a test split?)."
+        )
+    return largest
+
+
+def undo_whitening(model: Model, path: Path) -> None:
+    """Puts the originals' reverse whitening into the model's rgb preprocessing.
+
+    Args:
+        model: with a stream called rgb.
+        path: .npy of at least D eigenvalues of YouTube-8M's PCA, largest first (eigenvals.npy).
+    """
+    if "rgb" not in model.branches:
+        raise UsageError("--data.eigenvalues belongs to a stream called rgb, and this model has none.")
+    preprocess = model.branches["rgb"].preprocess
+    size = len(preprocess.scale)
+    try:
+        values = np.asarray(np.load(path, allow_pickle=False), dtype=np.float64).ravel()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read as a .npy array ({error}).") from error
+    if len(values) < size or not (values[:size] > 0).all():
+        raise UsageError(f"{path}: {len(values)} values; wanted at least {size} positive eigenvalues.")
+    preprocess.undo_whitening(np.sqrt(values[:size]) + 1e-4)
+
+
+def _place_to_resume(out: Path, *, resume: bool, resume_from: Path | None, init: Path | None) -> Path | None:
+    if init is not None and (resume or resume_from):
+        raise UsageError("--init starts a new run and --resume goes on with one; pass one of them.")
+    if resume_from is not None:
+        return checkpoint.resolve(resume_from).resolve()
+    if resume:
+        if not (out / "last").exists():
+            raise UsageError(f"{out}: nothing to resume from (no `last` in it). Start without --resume.")
+        return (out / "last").resolve()
+    if (out / "last").exists():
+        raise UsageError(f"{out}: holds a run already. Go on with it (--resume), or choose another --out.")
+    return None
+
+
+def _check_same_run(folder: Path, config: TrainConfig) -> None:
+    """A resumed run keeps its model; other changes are the user's will, and are told."""
+    before = checkpoint.read_train_config(folder)
+    if before is None:
+        return
+    old, new = to_json(before), to_json(config)
+    if old["model"] != new["model"]:
+        changed = ", ".join(
+            f"{key}: {old['model'].get(key)!r} -> {new['model'].get(key)!r}"
+            for key in new["model"]
+            if old["model"].get(key) != new["model"].get(key)
+        )
+        raise ConfigError(
+            f"{folder}: the model was another one when this run began ({changed}); --resume needs the same."
+        )
+    for group in ("data", "optim"):
+        for key, value in new[group].items():
+            if old[group].get(key) != value and distributed.is_main():
+                say(
+                    f"Changed since the checkpoint: {group}.{key} {_short(old[group].get(key))} -> {_short(value)}"
+                )
+
+
+class _Stop:
+    """The signal that asked to stop, 0 for none."""
+
+    signum = 0
+
+
+@contextmanager
+def _signals() -> Iterator[_Stop]:
+    """SIGINT and SIGTERM ask to stop after the step; a second one stops at once."""
+    stop = _Stop()
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        if stop.signum:
+            raise KeyboardInterrupt
+        stop.signum = signum
+        say(f"{signal.Signals(signum).name}: saving after this step; once more to stop at once.")
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _open_log(path: Path, step: int) -> Iterator[IO[str] | None]:
+    """metrics.jsonl, cut back to what was known at `step`."""
+    if not distributed.is_main():
+        yield None
+        return
+    kept = []
+    if step and path.exists():
+        kept = [
+            line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step
+        ]
+    with path.open("w", encoding="utf-8") as log:
+        log.writelines(line + "\n" for line in kept)
+        log.flush()
+        yield log
+
+
+@contextmanager
+def _tensorboard(config: TrainConfig, out: Path) -> Iterator[Any]:
+    if not config.tensorboard or not distributed.is_main():
+        yield None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UsageError("--tensorboard needs tensorboard: pip install 'nextvlad[board]'.") from error
+    writer = SummaryWriter(str(out / "tensorboard"))  # type: ignore[no-untyped-call]
+    try:
+        yield writer
+    finally:
+        writer.close()  # type: ignore[no-untyped-call]
+
+
+def _log(log: IO[str] | None, board: Any, row: dict[str, Any]) -> None:
+    if log is not None:
+        log.write(json.dumps(row) + "\n")
+        log.flush()
+    if board is not None:
+        for key, value in row.items():
+            if isinstance(value, float):
+                board.add_scalar(f"{row['kind']}/{key}", value, row["step"])
+
+
+def _is_better(metric: str, value: float, best: float | None) -> bool:
+    if best is None:
+        return True
+    return value < best if metric == "loss" else value > best
+
+
+def _cuda_random_state(device: torch.device) -> Tensor | None:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _short(value: object) -> str:
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if text else "-"
