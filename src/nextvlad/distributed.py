@@ -112,6 +112,11 @@ def share_object(value: Any) -> Any:
     return box[0]
 
 
+def collective_device() -> torch.device:
+    """Where a tensor must be for this group's collectives."""
+    return torch.device("cuda" if is_distributed() and dist.get_backend() == "nccl" else "cpu")
+
+
 def any_rank(flag: bool, device: torch.device) -> bool:
     """True on every rank if it is true on one."""
     if not is_distributed():

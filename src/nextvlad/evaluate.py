@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from rich.table import Table
 from torch.nn import functional
 
@@ -69,7 +70,7 @@ def score(
         On other ranks: the same, sent by rank 0.
     """
     metrics = MetricAccumulator(
-        model.config.num_classes, top_k=min(top_k, model.config.num_classes), map=with_map
+        model.config.num_classes, top_k=min(top_k, model.config.num_classes), with_map=with_map
     )
     with ProgressBar(
         "Evaluating", total=num_videos, unit="videos", show=show and distributed.is_main()
@@ -78,6 +79,16 @@ def score(
             on_device = batch.to(device, non_blocking=True)
             with autocast(device, precision):
                 logits = model(on_device).float()
+            if not bool(torch.isfinite(logits).all()):
+                bad = [
+                    name
+                    for name, row in zip(batch.video_ids, logits, strict=True)
+                    if not row.isfinite().all()
+                ]
+                raise TrainingError(
+                    f"the model's output is not finite for {', '.join(bad[:10])}; its weights or these features are "
+                    "broken, or the precision is too low (try fp32)."
+                )
             losses = functional.binary_cross_entropy_with_logits(
                 logits, on_device.labels.float(), reduction="none"
             ).sum(1, dtype=torch.float64)
@@ -85,14 +96,26 @@ def score(
                 torch.sigmoid(logits).cpu().numpy(), batch.labels.numpy(), losses=losses.cpu().numpy()
             )
             bar.advance(batch.num_videos)
-    if distributed.is_distributed():
-        states = distributed.gather_objects(metrics.to_arrays())
-        for other in (states or [])[1:]:
-            metrics.merge(MetricAccumulator.from_arrays(other))
+    _merge_on_main(metrics)
     result: dict[str, float | int | None] = distributed.share_object(
         metrics.compute() if distributed.is_main() else None
     )
     return result
+
+
+def _merge_on_main(metrics: MetricAccumulator) -> None:
+    """Brings every rank's state to rank 0, piece by piece, so that no message is large."""
+    if not distributed.is_distributed():
+        return
+    pieces = None if distributed.is_main() else metrics.pieces()
+    while True:
+        mine = next(pieces, None) if pieces else None
+        received = distributed.gather_objects(mine)
+        for piece in received or []:
+            if piece is not None:
+                metrics.add_piece(piece)
+        if not distributed.any_rank(mine is not None, distributed.collective_device()):
+            return
 
 
 def evaluate(
@@ -172,8 +195,6 @@ def print_table(result: dict[str, float | int | None], top_k: int) -> None:
         value = result.get(key)
         text = "-" if value is None else f"{value:.4f}"
         table.add_row(name.format(k=top_k), text, meaning.format(k=top_k))
-    from rich.console import Console
-
     Console().print(table)
 
 

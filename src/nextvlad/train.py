@@ -32,8 +32,8 @@ from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import CheckpointError, ConfigError, DataError, OutputError, TrainingError, UsageError
 from nextvlad.evaluate import autocast, score, tell_damage, write_json
 from nextvlad.models import Model, build_model, count_parameters
-from nextvlad.models.nextvlad import Mixup, NeXtVLAD
-from nextvlad.progress import ProgressBar, console, say
+from nextvlad.models.nextvlad import Mixup
+from nextvlad.progress import ProgressBar, say
 
 _LOOK_AT = 1000  # videos looked at for labels before a long training starts
 _LARGEST_MAP = 2**29  # scores kept for the untruncated mAP while training: 2 GiB
