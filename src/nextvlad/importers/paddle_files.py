@@ -10,11 +10,7 @@ lacks are those of the one model that was published; they are checked through th
 
 from __future__ import annotations
 
-import gzip
-import io
 import math
-import tarfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,12 +23,11 @@ from numpy.typing import NDArray
 from nextvlad.errors import CheckpointError, DataError, UsageError
 from nextvlad.importers.paddle_names import SHAPES, first_misfit, known_lists, why_ignored
 from nextvlad.importers.safe_pickle import as_text, loads
+from nextvlad.importers.tar import is_tar, read_tar
 from nextvlad.importers.wire import number, read_fields
 
 _DTYPES = {0: "|b1", 1: "<i2", 2: "<i4", 3: "<i8", 4: "<f2", 5: "<f4", 6: "<f8", 20: "|u1", 21: "|i1"}
 _MAX_DIMS = 8
-_MAX_MEMBERS = 20_000
-_MAX_UNPACKED_BYTES = 16 << 30
 
 Kind = Literal["folder", "stream", "pickle"]
 
@@ -74,9 +69,9 @@ def read_paddle(source: Path) -> PaddleCheckpoint:
     if not source.exists():
         raise UsageError(f"{source}: no such file or folder; wanted a Paddle checkpoint.")
     raw = _read_bytes(source)
-    if raw[:2] == b"\x1f\x8b" or raw[257:262] == b"ustar":
-        files = _read_tar(str(source), raw)
-        return _read_folder(str(source), {name: partial(bytes, data) for name, data in files.items()})
+    if is_tar(raw):
+        packed = read_tar(str(source), raw)
+        return _read_folder(str(source), {name: partial(bytes, content) for name, content in packed.items()})
     return _read_file(str(source), raw)
 
 
@@ -312,54 +307,4 @@ def _read_pickle(where: str, raw: bytes) -> PaddleCheckpoint:
         raise CheckpointError(f"{where}: its arrays are larger than the file, as in a pickle bomb.")
     return PaddleCheckpoint(
         where, "pickle", {name: tensors[name].copy() for name in sorted(tensors)}, ignored
-    )
-
-
-# Archives
-
-
-def _read_tar(where: str, raw: bytes) -> dict[str, bytes]:
-    """The files of a tar that may be parameters, in memory; nothing is unpacked to disk.
-
-    Links and names that lead out of the archive are refused. Weights hardly compress, so an archive that
-    grows more than 64 times is none of them.
-    """
-    limit = min(_MAX_UNPACKED_BYTES, 64 * len(raw) + (64 << 20))
-    files: dict[str, bytes] = {}
-    try:
-        if raw[:2] == b"\x1f\x8b":
-            raw = gzip.GzipFile(fileobj=io.BytesIO(raw)).read(limit + 1)
-        if len(raw) > limit:
-            raise CheckpointError(
-                f"{where}: unpacks to more than {limit} bytes, as in an archive bomb. Unpack it yourself if "
-                "you trust it, and give the folder."
-            )
-        with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as archive:
-            for count, member in enumerate(archive):
-                _check_member(where, member, count)
-                name = member.name.removeprefix("./")
-                content = archive.extractfile(member)
-                if content is not None and not name.rpartition("/")[2].startswith("."):
-                    ignored = why_ignored(name.rpartition("/")[2]) is not None
-                    files[name] = b"" if ignored else content.read()
-    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
-        raise CheckpointError(
-            f"{where}: a damaged archive, or compressed but no tar: {error}. Wanted .tar or .tar.gz; fetch "
-            "it again."
-        ) from None
-    return files
-
-
-def _check_member(where: str, member: tarfile.TarInfo, count: int) -> None:
-    """Refuses what a published checkpoint does not have."""
-    if not (member.isreg() or member.isdir()) or member.issparse():
-        problem = "is a link, a device or a sparse file, wanted plain files"
-    elif member.name.startswith("/") or ".." in member.name.split("/"):
-        problem = "leads out of the archive"
-    elif member.size < 0 or count >= _MAX_MEMBERS:
-        problem = f"is file number {count} of {member.size} bytes, which cannot be"
-    else:
-        return
-    raise CheckpointError(
-        f"{where}: {member.name[:100]!r} {problem}. Unpack it yourself if you trust it, and give the folder."
     )

@@ -386,8 +386,9 @@ class _Machine:
         arguments, function = self.pop(), self.pop()
         if not isinstance(function, _Named) or not isinstance(arguments, tuple):
             raise _Refused("damaged: a call of something that is no function.")
+        # No literals in these patterns: comparing one with an array has no truth value.
         match function.kind, tuple(arguments):
-            case (kind, (_Named() as cls, (0,), str() | bytes())) if (
+            case (kind, (_Named() as cls, tuple(), str() | bytes())) if (
                 kind == _RECONSTRUCT and cls.kind == _NDARRAY
             ):
                 self.push(_Unfinished(None))
@@ -395,11 +396,13 @@ class _Machine:
                 self.push(_Unfinished(_dtype(code)))
             case (kind, (_Unfinished() as dtype, bytes() as raw)) if kind == _SCALAR:
                 self.push(_array(raw, dtype.dtype, (1,), "C")[0].item())
-            case (kind, (bytes() as raw, _Unfinished() as dtype, tuple() as shape, "C" | "F" as order)) if (
-                kind == _FROM_BUFFER
+            case (kind, (bytes() as raw, _Unfinished() as dtype, tuple() as shape, str() as order)) if (
+                kind == _FROM_BUFFER and order in ("C", "F")
             ):
                 self.push(_array(raw, dtype.dtype, shape, order))
-            case (kind, (str() as text, "latin1" | b"latin1" | "latin-1" | b"latin-1")) if kind == _ENCODE:
+            case (kind, (str() as text, str() | bytes() as encoding)) if kind == _ENCODE and as_text(
+                encoding
+            ) in ("latin1", "latin-1"):
                 self.push(self.encode(text))
             case (kind, ()) if kind == _BYTES:
                 self.push(b"")
