@@ -28,16 +28,18 @@ _HOMES = {
 __all__ = [*_HOMES, "__version__", "metrics"]
 
 if TYPE_CHECKING:
-    from nextvlad import metrics
-    from nextvlad.checkpoint import load
-    from nextvlad.config import NeXtVLADConfig, StreamConfig
-    from nextvlad.data.batch import FrameBatch, collate
-    from nextvlad.data.loader import FrameLoader
-    from nextvlad.data.sources import read
-    from nextvlad.data.video_record import VideoRecord
-    from nextvlad.data.vocabulary import Vocabulary
-    from nextvlad.errors import NextvladError
-    from nextvlad.models import build_model
+    from nextvlad import metrics as metrics
+    from nextvlad.checkpoint import load as load
+    from nextvlad.config import NeXtVLADConfig as NeXtVLADConfig
+    from nextvlad.config import StreamConfig as StreamConfig
+    from nextvlad.data.batch import FrameBatch as FrameBatch
+    from nextvlad.data.batch import collate as collate
+    from nextvlad.data.loader import FrameLoader as FrameLoader
+    from nextvlad.data.sources import read as read
+    from nextvlad.data.video_record import VideoRecord as VideoRecord
+    from nextvlad.data.vocabulary import Vocabulary as Vocabulary
+    from nextvlad.errors import NextvladError as NextvladError
+    from nextvlad.models import build_model as build_model
 
 
 def __getattr__(name: str) -> Any:

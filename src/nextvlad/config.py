@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
 from pydantic import ConfigDict as _PydanticConfig
+from pydantic import Field, TypeAdapter, ValidationError
 
 from nextvlad.errors import ConfigError
 

@@ -440,8 +440,8 @@ class _Run:
         )
         if rgb_raw and self.step == 0:
             say(
-                "Note: rgb is used as stored. The originals undo YouTube-8M's PCA whitening first; to do the "
-                "same, pass --data.eigenvalues eigenvals.npy (from the yt8m_pca archive of the YouTube-8M site)."
+                "Note: rgb is used as stored. The originals undo YouTube-8M's PCA whitening first; to do "
+                "the same, pass --data.eigenvalues eigenvals.npy (from YouTube-8M's yt8m_pca archive)."
             )
 
     def _say_farewell(self) -> None:
@@ -516,7 +516,7 @@ def undo_whitening(model: Model, path: Path) -> None:
     """
     if "rgb" not in model.branches:
         raise UsageError("--data.eigenvalues belongs to a stream called rgb, and this model has none.")
-    preprocess = model.branches["rgb"].preprocess
+    preprocess = model.preprocessing("rgb")
     size = len(preprocess.scale)
     try:
         values = np.asarray(np.load(path, allow_pickle=False), dtype=np.float64).ravel()

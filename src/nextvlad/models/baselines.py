@@ -5,6 +5,8 @@ Letters: B videos, N frames of all videos, D input size of a stream, C classes.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +43,10 @@ class MeanPool(nn.Module):
         self.classifier = nn.Linear(sum(stream.size for stream in config.streams), config.num_classes)
         nn.init.xavier_uniform_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
+
+    def preprocessing(self, stream: str) -> Preprocessing:
+        """What is done to a stream's values before anything else; KeyError for an unknown stream."""
+        return cast(MeanPoolBranch, self.branches[stream]).preprocess
 
     def describe(self, batch: FrameBatch) -> Tensor:
         """The concatenated means, [B, sum of D] float32."""

@@ -7,6 +7,7 @@ K clusters, G groups.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -128,7 +129,7 @@ class _SegmentProducts(torch.autograd.Function):
         ctx.save_for_backward(left, right)
         ctx.bounds = bounds
         out = left.new_zeros(len(bounds) - 1, left.shape[1], right.shape[1])
-        for index, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for index, (start, end) in enumerate(pairwise(bounds)):
             if end > start:
                 torch.mm(left[start:end].T, right[start:end], out=out[index])
         return out
@@ -138,7 +139,7 @@ class _SegmentProducts(torch.autograd.Function):
         left, right = ctx.saved_tensors
         gradient = gradients[0].to(left.dtype)
         d_left, d_right = torch.empty_like(left), torch.empty_like(right)
-        for index, (start, end) in enumerate(zip(ctx.bounds, ctx.bounds[1:], strict=False)):
+        for index, (start, end) in enumerate(pairwise(ctx.bounds)):
             if end > start:
                 torch.mm(right[start:end], gradient[index].T, out=d_left[start:end])
                 torch.mm(left[start:end], gradient[index], out=d_right[start:end])
@@ -154,7 +155,7 @@ def segment_products(left: Tensor, right: Tensor, offsets: Tensor) -> Tensor:
     with torch.autocast(left.device.type, enabled=False):
         left, right = left.to(right.dtype).contiguous(), right.contiguous()
         if left.device.type == "cpu":
-            result: Tensor = _SegmentProducts.apply(left, right, tuple(offsets.tolist()))
+            result: Tensor = _SegmentProducts.apply(left, right, tuple(offsets.tolist()))  # type: ignore[no-untyped-call]
             return result
         lengths = offsets.diff()
         longest = int(lengths.max()) if len(lengths) else 0

@@ -10,7 +10,7 @@ not, nor do we.) In evaluation a video's result depends on nothing but its own f
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -35,7 +35,11 @@ QUANTISATION_SHIFT = 4.0 / 512.0 - 2.0
 
 
 class Mixup(NamedTuple):
-    """Each video's descriptor becomes weight x its own + (1 - weight) x that of another video."""
+    """Each video's bag of frames becomes weight x its own and (1 - weight) x that of another video.
+
+    The aggregation is a sum over frames, so the two bags are mixed exactly by mixing their sums, before
+    these are normalised; videos of different lengths mix as well as equal ones.
+    """
 
     partner: Tensor
     """[B] int64, the other video."""
@@ -102,7 +106,7 @@ class Branch(nn.Module):
         nn.init.zeros_(self.expansion.bias)
         nn.init.zeros_(self.attention.bias)
 
-    def forward(self, frames: Frames) -> Tensor:
+    def forward(self, frames: Frames, mixup: Mixup | None = None) -> Tensor:
         """Packed frames of B videos -> [B, K E/G] float32; a video without frames gets zeros before the last norm."""
         x = self.preprocess(frames.values)  # [N, D]
         e = self.expansion(x)  # [N, E]
@@ -117,8 +121,12 @@ class Branch(nn.Module):
         mass = segment_sum(a.sum(1), frames.offsets)  # [B, K]
         v = sums - mass[..., None] * self.centers  # [B, K, E/G]
 
+        if mixup is not None:
+            v = torch.lerp(v[mixup.partner], v, mixup.weight[..., None])
+
         v = functional.normalize(v, dim=2, eps=1e-6)  # [B, K, E/G]
-        return self.descriptor_norm(v.transpose(1, 2).flatten(1))  # [B, E/G K]
+        descriptors: Tensor = self.descriptor_norm(v.transpose(1, 2).flatten(1))  # [B, E/G K]
+        return descriptors
 
 
 class NeXtVLAD(nn.Module):
@@ -146,9 +154,13 @@ class NeXtVLAD(nn.Module):
             he_normal_(linear.weight, linear.in_features)
         nn.init.zeros_(self.classifier.bias)
 
-    def describe(self, batch: FrameBatch) -> Tensor:
+    def preprocessing(self, stream: str) -> Preprocessing:
+        """What is done to a stream's values before anything else; KeyError for an unknown stream."""
+        return cast(Branch, self.branches[stream]).preprocess
+
+    def describe(self, batch: FrameBatch, mixup: Mixup | None = None) -> Tensor:
         """The concatenated descriptors of a batch, [B, V] float32."""
-        parts = [branch(batch.streams[name]) for name, branch in self.branches.items()]
+        parts = [branch(batch.streams[name], mixup) for name, branch in self.branches.items()]
         return torch.cat(parts, dim=1)
 
     def classify(self, descriptors: Tensor) -> Tensor:
@@ -162,12 +174,9 @@ class NeXtVLAD(nn.Module):
 
         Args:
             batch: B videos; every stream of the configuration, each video with 0 or more frames in it.
-            mixup: mixes descriptors of pairs of videos, in training only.
+            mixup: mixes pairs of videos, in training only.
         """
-        descriptors = self.describe(batch)  # [B, V]
-        if mixup is not None:
-            descriptors = torch.lerp(descriptors[mixup.partner], descriptors, mixup.weight)
-        return self.classify(descriptors)
+        return self.classify(self.describe(batch, mixup))
 
 
 def _batch_norm(config: NeXtVLADConfig, size: int, *, unbiased: bool = False) -> BatchNorm:

@@ -1,0 +1,67 @@
+"""Small made-up data sets, written with the project's own writer in milliseconds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nextvlad.data.tfrecord import RecordWriter
+from nextvlad.data.video_record import VideoRecord, serialize_video_record
+
+SIZES = {"rgb": 12, "audio": 6}
+
+
+def make_record(
+    number: int, num_classes: int, sizes: Mapping[str, int] = SIZES, *, labelled: bool = True
+) -> VideoRecord:
+    """A video whose frames lean towards a pattern of its one or two labels, so that it can be learnt."""
+    numbers = np.random.default_rng(number)
+    labels = numbers.choice(num_classes, size=numbers.integers(1, 3), replace=False)
+    streams = {}
+    for name, size in sizes.items():
+        patterns = np.random.default_rng(99).integers(0, 256, (num_classes, size))
+        num_frames = int(numbers.integers(1, 8))
+        frames = patterns[numbers.choice(labels, num_frames)] + numbers.integers(-40, 41, (num_frames, size))
+        streams[name] = np.clip(frames, 0, 255).astype(np.uint8)
+    return VideoRecord(
+        video_id=f"v{number:04d}",
+        labels=labels.astype(np.int64) if labelled else np.empty(0, np.int64),
+        streams=streams,
+        context={},
+    )
+
+
+def make_data(
+    folder: Path,
+    name: str,
+    *,
+    num_videos: int,
+    num_shards: int = 2,
+    num_classes: int = 5,
+    first: int = 0,
+    **more: Any,
+) -> str:
+    """Writes shards and returns the glob that finds them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in range(num_shards):
+        with RecordWriter(folder / f"{name}-{shard}.tfrecord") as writer:
+            for number in range(first + shard, first + num_videos, num_shards):
+                writer.write(serialize_video_record(make_record(number, num_classes, **more)))
+    return str(folder / f"{name}-*.tfrecord")
+
+
+def nextvlad(*arguments: object, timeout: float = 120, **more: Any) -> subprocess.CompletedProcess[str]:
+    """The real command line, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "nextvlad", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        **more,
+    )

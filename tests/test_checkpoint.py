@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from nextvlad import checkpoint
+from nextvlad.checkpoint import TrainingState
+from nextvlad.config import ModelConfig, NeXtVLADConfig, StreamConfig, TrainConfig
+from nextvlad.data.vocabulary import Vocabulary
+from nextvlad.errors import CheckpointError, ConfigError, OutputError
+from nextvlad.models import build_model
+
+CONFIG = NeXtVLADConfig(
+    streams=(StreamConfig(name="rgb", size=8),), num_classes=3, clusters=2, groups=2, hidden_size=8
+)
+NAMES = Vocabulary(("cat", "dog", "owl"))
+
+
+def saved(folder: Path, config: ModelConfig = CONFIG, vocabulary: Vocabulary | None = NAMES) -> Path:
+    torch.manual_seed(0)
+    state = TrainingState(values={"step": 3}, tensors={"moment": torch.ones(2)})
+    training = TrainConfig(model=config)
+    checkpoint.save(folder, build_model(config), vocabulary=vocabulary, config=training, state=state)
+    return folder
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "run" / "one")
+    model = checkpoint.load(folder)
+    torch.manual_seed(0)
+    fresh = build_model(CONFIG).state_dict()
+    assert not model.training
+    assert model.config == CONFIG
+    assert model.vocabulary == NAMES
+    assert all(torch.equal(value, fresh[name]) for name, value in model.state_dict().items())
+    state = checkpoint.read_training_state(folder)
+    assert state.values == {"step": 3}
+    assert torch.equal(state.tensors["moment"], torch.ones(2))
+    assert checkpoint.read_train_config(folder) == TrainConfig(model=CONFIG)
+    assert [path.name for path in folder.parent.iterdir()] == ["one"]
+
+
+def test_links_and_clean_up(tmp_path: Path) -> None:
+    for name in ("step-1", "step-2", "step-3"):
+        saved(tmp_path / "checkpoints" / name)
+    (tmp_path / "checkpoints" / ".step-4.incomplete-77").mkdir()
+    for name in ("step-1", "step-3"):
+        checkpoint.point(tmp_path / "last", tmp_path / "checkpoints" / name)
+    checkpoint.point(tmp_path / "best", tmp_path / "checkpoints" / "step-1")
+    checkpoint.remove_unlinked(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-1", "step-3"]
+    assert checkpoint.resolve(tmp_path) == tmp_path / "best"
+    (tmp_path / "best").unlink()
+    assert checkpoint.resolve(tmp_path).resolve().name == "step-3"
+    moved = tmp_path.with_name("moved")
+    tmp_path.rename(moved)
+    assert checkpoint.load(moved).config == CONFIG
+    moved.rename(tmp_path)
+
+
+def test_not_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        checkpoint.load(tmp_path / "nothing")
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(CheckpointError, match=r"not a checkpoint \(found holiday.jpg\)"):
+        checkpoint.load(tmp_path)
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        checkpoint.load(tmp_path / "holiday.jpg")
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    def broken(name: str) -> Path:
+        shutil.rmtree(tmp_path / "c", ignore_errors=True)
+        return saved(tmp_path / "c") / name
+
+    weights = broken("model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read"):
+        checkpoint.load(tmp_path / "c")
+
+    broken("config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"config\.json: missing"):
+        checkpoint.load(tmp_path / "c")
+
+    path = broken("config.json")
+    header = json.loads(path.read_text())
+    for change, message in (
+        ({"format": "other"}, "not a nextvlad-checkpoint"),
+        ({"version": 2}, "version 2; this nextvlad reads version 1"),
+    ):
+        path.write_text(json.dumps(header | change))
+        with pytest.raises(CheckpointError, match=message):
+            checkpoint.load(tmp_path / "c")
+    header["model"]["hidden"] = 3
+    path.write_text(json.dumps(header))
+    with pytest.raises(ConfigError, match=r"unknown key .*hidden"):
+        checkpoint.load(tmp_path / "c")
+
+    weights = broken("model.safetensors")
+    tensors = load_file(weights)
+    tensors["stray"] = tensors.pop("hidden.weight")
+    tensors["classifier.bias"] = torch.zeros(9)
+    save_file(tensors, weights)
+    with pytest.raises(CheckpointError, match="does not fit") as caught:
+        checkpoint.load(tmp_path / "c")
+    assert "hidden.weight is missing" in str(caught.value)
+    assert "stray is not part" in str(caught.value)
+    assert "classifier.bias has shape (9,), wanted (3,)" in str(caught.value)
+
+    broken("training.json").unlink()
+    with pytest.raises(CheckpointError, match="no training state"):
+        checkpoint.read_training_state(tmp_path / "c")
+
+    broken("vocabulary.csv").write_text("index,name\n0,cat\n")
+    with pytest.raises(ConfigError):
+        checkpoint.load(tmp_path / "c")
+
+
+def test_a_failed_save_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = saved(tmp_path / "first")
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_flush_to_disk", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        saved(tmp_path / "second")
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+    assert checkpoint.load(first).config == CONFIG
+    with pytest.raises(OutputError, match="exists already"):
+        saved(first)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_disk_full_in_earnest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_to_full_disk(path: Path, value: object) -> None:
+        with open("/dev/full", "w") as file:
+            json.dump(value, file)
+
+    monkeypatch.setattr(checkpoint, "_write_json", write_to_full_disk)
+    with pytest.raises(OutputError, match="could not be written"):
+        saved(tmp_path / "c")
+    assert not list(tmp_path.iterdir())
+
+
+def test_fine_tuning_matches_classes_by_name(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "c")
+    theirs = checkpoint.load(folder)
+    names = Vocabulary(("owl", "fox", "cat", "elk"))
+    model = build_model(replace(CONFIG, num_classes=4))
+    before = model.classifier.weight.detach().clone()
+    report = checkpoint.initialise(model, folder, names)
+    assert report.classes_matched == 2
+    assert not report.fresh
+    assert not report.skipped
+    torch.testing.assert_close(model.classifier.weight[0], theirs.classifier.weight[2])
+    torch.testing.assert_close(model.classifier.weight[2], theirs.classifier.weight[0])
+    torch.testing.assert_close(model.classifier.weight[1], before[1])
+    torch.testing.assert_close(model.hidden.weight, theirs.hidden.weight)  # type: ignore[union-attr]
+
+
+def test_fine_tuning_without_names(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "c", vocabulary=None)
+    same = checkpoint.initialise(build_model(CONFIG), folder, NAMES)
+    assert (same.classes_matched, same.fresh) == (3, [])
+    other = checkpoint.initialise(build_model(replace(CONFIG, num_classes=4)), folder, None)
+    assert other.fresh == ["classifier.weight", "classifier.bias"]
+    assert other.skipped == ["classifier.bias", "classifier.weight"]
+
+
+def test_fine_tuning_from_another_architecture(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "c")
+    wide = replace(CONFIG, hidden_size=16, streams=(StreamConfig(name="audio", size=4),), num_classes=7)
+    with pytest.raises(CheckpointError, match="none of its tensors fits"):
+        checkpoint.initialise(build_model(wide), folder, None)
