@@ -1,0 +1,184 @@
+"""What every metric is made of: checked arrays, the best classes of a video, one ranked list.
+
+Letters: B videos, C classes, k classes kept a video.
+
+Scores in [0, 1] are never negative, so the bits of a float, read as an unsigned integer, are ordered as
+the floats are. A *key* is those bits shifted left by one, with 0 in the last bit for a hit and 1 for a
+miss: one integer sort ranks a list and keeps hits and misses of the same score apart.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+DEFAULT_TOP_K = 20
+"""Classes kept a video in YouTube-8M's GAP."""
+
+_BLOCK_ELEMENTS = 1 << 17
+"""Scores ranked at a time: 1 MiB of 8-byte integers stays in cache."""
+
+Scores = NDArray[np.floating[Any]]
+Keys = NDArray[np.unsignedinteger[Any]]
+
+
+def checked(probabilities: Any, labels: Any) -> tuple[Scores, NDArray[np.bool_]]:
+    """Probabilities as float32 or float64 and labels as bool, both [B, C], or a ValueError.
+
+    Takes arrays, nested lists and torch tensors of any device. Half precision becomes float32 exactly.
+    """
+    scores, truth = _as_array(probabilities), _as_array(labels)
+    if scores.ndim != 2:
+        raise ValueError(f"probabilities: got shape {scores.shape}, wanted [videos, classes].")
+    if scores.shape != truth.shape:
+        raise ValueError(f"labels: got shape {truth.shape}, wanted that of probabilities, {scores.shape}.")
+    if scores.shape[1] == 0:
+        raise ValueError(f"probabilities: got shape {scores.shape}, wanted at least one class.")
+    if scores.dtype.kind not in "fbiu":
+        raise ValueError(f"probabilities: got dtype {scores.dtype}, wanted numbers in [0, 1].")
+    exact = np.float64 if scores.dtype.kind == "f" and scores.dtype.itemsize > 4 else np.float32
+    scores = scores.astype(exact, copy=False)
+    _check_range(scores)
+    return scores + exact(0), _as_bool(truth)  # adding 0 turns -0.0, whose bits would rank first, into 0.0
+
+
+def _as_array(values: Any) -> NDArray[Any]:
+    if hasattr(values, "detach"):  # a torch tensor, recognised without importing torch
+        values = values.detach().cpu()
+        if str(values.dtype) in ("torch.bfloat16", "torch.float16"):
+            values = values.float()
+        values = values.numpy()
+    return np.asarray(values)
+
+
+def _check_range(scores: Scores) -> None:
+    if scores.size == 0:
+        return
+    low, high = scores.min(), scores.max()  # either is NaN if any score is
+    if low >= 0 and high <= 1:
+        return
+    row, column = np.argwhere(~((scores >= 0) & (scores <= 1)))[0]
+    raise ValueError(
+        f"probabilities[{row}, {column}]: got {scores[row, column]}, wanted a number in [0, 1]. "
+        "Logits go through a sigmoid or softmax first."
+    )
+
+
+def _as_bool(truth: NDArray[Any]) -> NDArray[np.bool_]:
+    if truth.dtype == np.bool_:
+        return truth
+    wrong = np.argwhere((truth != 0) & (truth != 1))
+    if len(wrong):
+        row, column = wrong[0]
+        raise ValueError(f"labels[{row}, {column}]: got {truth[row, column]}, wanted bool, or 0 and 1.")
+    return truth.astype(np.bool_)
+
+
+def checked_top_k(top_k: int, num_classes: int) -> int:
+    """`top_k` in 1..C, or a ValueError; the default of 20 keeps every class where there are fewer."""
+    if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)):
+        raise ValueError(f"top_k: got {top_k!r}, wanted a whole number in 1..{num_classes}.")
+    if top_k == DEFAULT_TOP_K:
+        return min(DEFAULT_TOP_K, num_classes)
+    if not 1 <= top_k <= num_classes:
+        raise ValueError(f"top_k: got {top_k}, wanted 1..{num_classes}, the number of classes.")
+    return int(top_k)
+
+
+def best_classes(scores: Scores, depth: int) -> NDArray[np.int64]:
+    """[B, depth] classes of the best scores, best first; of equal scores the lower class first."""
+    best = np.empty((len(scores), depth), np.int64)
+    step = max(1, _BLOCK_ELEMENTS // scores.shape[1])
+    for start in range(0, len(scores), step):
+        best[start : start + step] = _best_of_block(scores[start : start + step], depth)
+    return best
+
+
+def _best_of_block(scores: Scores, depth: int) -> NDArray[np.int64]:
+    if scores.dtype == np.float64:  # 64 bits of score leave no room for the class in one integer
+        return np.argsort(-scores, axis=1, kind="stable")[:, :depth].astype(np.int64)
+    num_classes = scores.shape[1]
+    last_class_first = np.arange(num_classes, dtype=np.uint64)[::-1]
+    unique = (scores.view(np.uint32).astype(np.uint64) << np.uint64(32)) | last_class_first
+    if depth < num_classes:
+        unique = np.partition(unique, num_classes - depth, axis=1)[:, num_classes - depth :]
+    unique.sort(axis=1)
+    classes: NDArray[np.int64] = num_classes - 1 - (unique[:, ::-1] & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    return classes
+
+
+def score_keys(scores: Scores, hits: NDArray[np.bool_]) -> Keys:
+    """One unsigned integer a score, of the same shape: its bits, then 0 for a hit and 1 for a miss."""
+    if scores.dtype == np.float32:
+        return (scores.view(np.uint32) << np.uint32(1)) | ~hits
+    return (scores.view(np.uint64) << np.uint64(1)) | ~hits
+
+
+def average_precision(keys: Keys, num_positives: int) -> float:
+    """AP of one list of keys [n] in any order; NaN without positives.
+
+    The precision at each hit, summed, over `num_positives`, which may exceed the hits in the list. Of
+    equal scores every order is as likely as another: what is returned is the mean over all orders, in
+    closed form (McSherry and Najork, ECIR 2008).
+    """
+    if num_positives == 0:
+        return float("nan")
+    hits = keys[(keys & 1) == 0]
+    if len(hits) == 0:
+        return 0.0
+    # What ranks below the last hit does not count. Inverted: best first, misses first among equals.
+    ranked = np.sort(~keys[keys >= hits.min()])
+    return _sum_of_precisions(ranked) / num_positives
+
+
+def _sum_of_precisions(ranked: Keys) -> float:
+    """Sum over the hits of an inverted, sorted list of the precision at the hit."""
+    scores = ranked >> 1
+    hits = np.flatnonzero(ranked & 1)
+    firsts = np.flatnonzero(np.diff(scores[hits], prepend=~scores[hits[:1]]))  # first hit of each score
+    num_hits = np.diff(firsts, append=len(hits))
+    start = hits[firsts]
+    end = start + num_hits
+    tied = (start > 0) & (scores[start - 1] == scores[start])  # with misses, which come before the hits
+    plain = np.repeat(~tied, num_hits)
+    total = (np.flatnonzero(plain) + 1) / (hits[plain] + 1)
+    if not tied.any():
+        return float(total.sum())
+    start = np.searchsorted(scores, scores[start[tied]])
+    mean = _mean_over_orders(firsts[tied], start, num_hits[tied], end[tied] - start)
+    return float(total.sum() + mean)
+
+
+def _mean_over_orders(
+    hits_before: NDArray[np.int64],
+    ranked_before: NDArray[np.int64],
+    hits: NDArray[np.int64],
+    size: NDArray[np.int64],
+) -> float:
+    """Sum of the precisions at the hits of groups of equal scores, in the mean over their orders.
+
+    A place of a group is a hit with probability hits / size; if it is, each place before it in the group
+    is one with probability (hits - 1) / (size - 1).
+    """
+    group = np.repeat(np.arange(len(size)), size)
+    place = np.arange(len(group)) - np.repeat(np.cumsum(size) - size, size)
+    found = hits_before[group] + 1 + place * ((hits - 1) / (size - 1))[group]
+    return float(((hits / size)[group] * found / (ranked_before[group] + place + 1)).sum())
+
+
+def grouped_average_precision(
+    keys: Keys, groups: NDArray[Any], num_positives: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """[G] AP of many lists at once: keys [n], the list each belongs to [n], and positives a list [G]."""
+    order = np.argsort(groups, kind="stable")  # a radix sort for 16 bits
+    starts = np.searchsorted(groups[order], np.arange(1, len(num_positives)))
+    lists = np.split(keys[order], starts)
+    return np.array([average_precision(*pair) for pair in zip(lists, num_positives.tolist(), strict=True)])
+
+
+def defined_mean(values: NDArray[np.float64]) -> float:
+    """Mean of the values that are not NaN; NaN where all are."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")
