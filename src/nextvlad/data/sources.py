@@ -134,7 +134,9 @@ def _list_file(path: str, lists: tuple[str, ...]) -> list[str]:
             inner = os.path.join(os.path.dirname(path), os.path.expanduser(item))
             found += _expand_one(inner, (*lists, here))
         except UsageError as error:
-            raise UsageError(f"{path}, line {number}: {error}") from None
+            raise UsageError(
+                f"{path}, line {number}: {error} Paths in a list are relative to its folder."
+            ) from None
     if not found:
         raise UsageError(f"{path}: names no files; wanted one path a line.")
     return found

@@ -9,28 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterator
 from io import FileIO
 from types import TracebackType
-from typing import BinaryIO, Literal, NamedTuple, Self
+from typing import BinaryIO, NamedTuple, Self
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from nextvlad.data.window import ADVICE, WBITS, Compression, Window, compression_by_magic
 from nextvlad.errors import OutputError, RecordError, RecordPlace, UsageError
 
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
 _BLOCK = 1 << 21  # bytes asked for in one read; 1 to 4 MB measured alike
 _COUNT_BLOCK = 1 << 16  # for counting, where large payloads are jumped over
-_INFLATE_INPUT = 1 << 16  # compressed bytes fed at a time: what a damaged spot can take with it
-_WBITS = {"gzip": 31, "zlib": 15}
 _LENGTH_SIZE = 8
-_ADVICE = "fetch it again or pass --data.skip-damaged"
 
 _Path = str | os.PathLike[str]
 _OnDamage = Callable[[RecordError], None]
@@ -69,12 +66,13 @@ def read_records(
     """
     with _open(path) as file:
         try:
-            stream = _Window(os.fspath(path), file, _BLOCK)
+            stream = _window(path, file, _BLOCK)
             if start is not None:
                 _go_to(stream, start)
             yield from _records(stream, on_damage)
         except RecordError as error:
-            if on_damage is None:
+            # What on_damage itself raised about a skipped record is not ours to swallow.
+            if on_damage is None or not error.framing_lost:
                 raise
             on_damage(error)
 
@@ -92,7 +90,7 @@ def count_records(path: _Path, *, on_damage: _OnDamage | None = None) -> int:
     count = 0
     with _open(path) as file:
         try:
-            stream = _Window(os.fspath(path), file, _COUNT_BLOCK)
+            stream = _window(path, file, _COUNT_BLOCK)
             while (length := _next_length(stream)) is not None:
                 place = stream.place()
                 if not stream.skip(_HEADER.size + length + _FOOTER.size):
@@ -129,13 +127,13 @@ class RecordWriter:
         OutputError: the file cannot be written.
     """
 
-    def __init__(self, path: _Path, compression: Literal["gzip", "zlib"] | None = None) -> None:
+    def __init__(self, path: _Path, compression: Compression | None = None) -> None:
         self.path = os.fspath(path)
         self.compression = compression
         folder, name = os.path.split(self.path)
         self._aside = os.path.join(folder, f".{name}.{os.getpid()}.partial")
         self._file: BinaryIO | None = None
-        self._deflate = zlib.compressobj(wbits=_WBITS[compression]) if compression else None
+        self._deflate = zlib.compressobj(wbits=WBITS[compression]) if compression else None
 
     def __enter__(self) -> Self:
         try:
@@ -206,7 +204,17 @@ def _open(path: _Path) -> FileIO:
         raise UsageError(f"{name}: cannot be opened ({error.strerror or error}).") from error
 
 
-def _go_to(stream: _Window, start: RecordPlace) -> None:
+def _window(path: _Path, file: FileIO, block: int) -> Window:
+    """The window on a file; a valid record header wins over what looks like compression."""
+    head = b""
+    while len(head) < _HEADER.size and (more := file.read(_HEADER.size - len(head))):
+        head += more  # a pipe may give them one by one
+    plain = len(head) == _HEADER.size and masked_crc(head[:_LENGTH_SIZE]) == _HEADER.unpack(head)[1]
+    compression = None if plain else compression_by_magic(head)
+    return Window(os.fspath(path), file, head, compression, block)
+
+
+def _go_to(stream: Window, start: RecordPlace) -> None:
     if not stream.skip(start.offset):
         raise RecordError(
             "the file ends before this place, where reading was to go on: it is not the file that was read "
@@ -217,7 +225,7 @@ def _go_to(stream: _Window, start: RecordPlace) -> None:
     stream.number = start.number
 
 
-def _records(stream: _Window, on_damage: _OnDamage | None) -> Iterator[Record]:
+def _records(stream: Window, on_damage: _OnDamage | None) -> Iterator[Record]:
     while (length := _next_length(stream)) is not None:
         size = _HEADER.size + length + _FOOTER.size
         if not stream.fill(size):
@@ -230,7 +238,7 @@ def _records(stream: _Window, on_damage: _OnDamage | None) -> Iterator[Record]:
             yield Record(payload, stream.place())
         else:
             error = RecordError(
-                f"payload CRC {found:08x}, the header says {wanted:08x}. The file is damaged; {_ADVICE}.",
+                f"payload CRC {found:08x}, the header says {wanted:08x}. The file is damaged; {ADVICE}.",
                 stream.place(),
             )
             if on_damage is None:
@@ -240,7 +248,7 @@ def _records(stream: _Window, on_damage: _OnDamage | None) -> Iterator[Record]:
         stream.number += 1
 
 
-def _next_length(stream: _Window) -> int | None:
+def _next_length(stream: Window) -> int | None:
     """Payload size of the record that begins here, or None at the end of the data."""
     if not stream.fill(_HEADER.size):
         left = stream.high - stream.low + (stream.left() or 0)
@@ -250,7 +258,7 @@ def _next_length(stream: _Window) -> int | None:
             raise _not_a_tfrecord(stream)
         raise RecordError(
             f"the file ends {left} bytes into a record header of {_HEADER.size} bytes. It is truncated; "
-            f"{_ADVICE}. Not read: the last {left} bytes.",
+            f"{ADVICE}. Not read: the last {left} bytes.",
             stream.place(),
             framing_lost=True,
         )
@@ -262,37 +270,37 @@ def _next_length(stream: _Window) -> int | None:
     if stream.offset == 0 and not _plausible(stream, length):
         raise _not_a_tfrecord(stream)
     raise RecordError(
-        f"length CRC {found:08x}, the header says {wanted:08x}. The file is damaged; {_ADVICE}. "
+        f"length CRC {found:08x}, the header says {wanted:08x}. The file is damaged; {ADVICE}. "
         f"Not read: {_unread(stream)}, since a length leads to the next record.",
         stream.place(),
         framing_lost=True,
     )
 
 
-def _plausible(stream: _Window, length: int) -> bool:
+def _plausible(stream: Window, length: int) -> bool:
     """Could a record of this size be in the data? Tells a damaged first header from another format."""
     left = stream.left()
     return length < (1 << 32 if left is None else left + stream.high - stream.low)
 
 
-def _truncated(stream: _Window, length: int) -> RecordError:
+def _truncated(stream: Window, length: int) -> RecordError:
     return RecordError(
         f"the file ends inside this record, whose payload should have {length} bytes. It is truncated; "
-        f"{_ADVICE}. Not read: {_unread(stream)}.",
+        f"{ADVICE}. Not read: {_unread(stream)}.",
         stream.place(),
         framing_lost=True,
     )
 
 
-def _unread(stream: _Window) -> str:
+def _unread(stream: Window) -> str:
     left = stream.left()
     if left is None:
         return "the rest of the file"
     return f"the last {stream.high - stream.low + left} bytes"
 
 
-def _not_a_tfrecord(stream: _Window) -> RecordError:
-    head = bytes(stream.bytes[stream.low : min(stream.high, stream.low + 16)])
+def _not_a_tfrecord(stream: Window) -> RecordError:
+    head = bytes(stream.bytes[stream.low : min(stream.high, stream.low + _HEADER.size)])
     begins = "once decompressed it begins" if stream.compressed else "it begins"
     return RecordError(
         f"not a TFRecord file: {begins} with {head!r}{_looks_like(head)}. Wanted a TFRecord file, plain or "
@@ -306,180 +314,10 @@ def _looks_like(head: bytes) -> str:
     """What the file may be instead, for the message."""
     known = {
         (b"<!doctype", b"<html", b"<?xml"): " (a web page, perhaps a server's error message)",
-        (b"version https://",): " (a Git LFS pointer; fetch the file itself with git lfs pull)",
+        (b"version http",): " (a Git LFS pointer; fetch the file itself with git lfs pull)",
         (b"pk\x03\x04",): " (a zip archive; unpack it first)",
         (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"): " (a Python pickle)",
         (b"\x89hdf",): " (an HDF5 file)",
     }
     lowered = head.lower()
     return next((words for starts, words in known.items() if lowered.startswith(starts)), "")
-
-
-class _Window:
-    """A window on the (decompressed) bytes of a file, in one buffer that is used again and again.
-
-    `bytes[low:high]` is what has been read and not yet consumed, and `bytes[low]` stands at `offset`
-    of the data, where record `number` begins.
-    """
-
-    def __init__(self, name: str, file: FileIO, block: int) -> None:
-        self.name = name
-        self.offset = 0
-        self.number = 0
-        self._buffer = np.empty(block, np.uint8)
-        self._set_views()
-        head = _read_head(file)
-        kind = _compression(head)
-        self.compressed = kind is not None
-        self._source: FileIO | _Inflate = file if kind is None else _Inflate(file, head, kind)
-        self._file = file
-        info = os.fstat(file.fileno())
-        self._end = info.st_size if stat.S_ISREG(info.st_mode) and kind is None else None
-        self._taken = len(head)
-        self.low = 0
-        self.high = 0 if self.compressed else len(head)
-        self._buffer[: self.high] = np.frombuffer(head[: self.high], np.uint8)
-
-    def place(self) -> RecordPlace:
-        """Where the window begins."""
-        return RecordPlace(self.name, self.offset, self.number)
-
-    def left(self) -> int | None:
-        """Bytes of data beyond the window; None where only reading can tell."""
-        return None if self._end is None else max(self._end - self._taken, 0)
-
-    def fill(self, wanted: int) -> bool:
-        """Have `wanted` bytes in the window; False if the data ends before."""
-        if self.high - self.low >= wanted:
-            return True
-        left = self.left()
-        if left is not None and self.high - self.low + left < wanted:
-            return False  # before a length that is a lie can ask for memory
-        while self.high - self.low < wanted:
-            full = self.high == len(self._buffer)
-            if full or (left is not None and self.low + wanted > len(self._buffer)):
-                self._make_room(wanted, left is not None)
-            count = self._read(self.memory[self.high :])
-            if count == 0:
-                return False
-            self.high += count
-        return True
-
-    def consume(self, count: int) -> None:
-        """Step over `count` bytes of the window."""
-        self.low += count
-        self.offset += count
-
-    def skip(self, count: int) -> bool:
-        """Step over `count` bytes, by a seek where that is possible; False if the data ends before."""
-        here = min(count, self.high - self.low)
-        self.consume(here)
-        count -= here
-        left = self.left()
-        if left is not None:
-            if count > left:
-                return False
-            self._file.seek(count, os.SEEK_CUR)
-            self._taken += count
-            self.offset += count
-            return True
-        while count:
-            self.low = self.high = 0
-            self.high = self._read(self.memory)
-            if self.high == 0:
-                return False
-            here = min(count, self.high)
-            self.consume(here)
-            count -= here
-        return True
-
-    def _make_room(self, wanted: int, certain: bool) -> None:
-        """Move the window to the front of the buffer, and take a larger buffer if need be."""
-        kept = self.high - self.low
-        capacity = len(self._buffer)
-        if certain:
-            capacity = max(capacity, wanted)
-        elif kept == capacity:  # compressed data or a pipe: grow as bytes really arrive
-            capacity = min(wanted, 2 * capacity)
-        window = self._buffer[self.low : self.high]
-        if capacity > len(self._buffer):
-            self._buffer = np.empty(capacity, np.uint8)
-            self._set_views()
-        self._buffer[:kept] = window
-        self.low, self.high = 0, kept
-
-    def _set_views(self) -> None:
-        self.memory = self._buffer.data
-        self.bytes = self._buffer[:]
-        self.bytes.flags.writeable = False
-
-    def _read(self, into: memoryview) -> int:
-        try:
-            count = self._source.readinto(into) or 0
-        except OSError as error:
-            raise self._unreadable(f"the file cannot be read ({error.strerror or error})") from error
-        except zlib.error as error:
-            raise self._unreadable(f"the compressed data is damaged ({error})") from error
-        except EOFError:
-            raise self._unreadable("the compressed data ends too early: the file is truncated") from None
-        self._taken += count
-        return count
-
-    def _unreadable(self, what: str) -> RecordError:
-        return RecordError(
-            f"{what}; {_ADVICE}. Not read: the rest of the file.", self.place(), framing_lost=True
-        )
-
-
-def _read_head(file: FileIO) -> bytes:
-    """The first bytes of a file; a pipe may give them one by one."""
-    head = b""
-    while len(head) < _HEADER.size and (more := file.read(_HEADER.size - len(head))):
-        head += more
-    return head
-
-
-def _compression(head: bytes) -> Literal["gzip", "zlib"] | None:
-    """How the file is compressed, by its first bytes. A valid record header wins over any magic."""
-    if len(head) == _HEADER.size:
-        _, wanted = _HEADER.unpack(head)
-        if masked_crc(head[:_LENGTH_SIZE]) == wanted:
-            return None
-    if head[:2] == b"\x1f\x8b":
-        return "gzip"
-    # RFC 1950: deflate, a window of at most 32 kB, and the two bytes a multiple of 31.
-    if len(head) >= 2 and head[0] & 0x8F == 8 and (head[0] << 8 | head[1]) % 31 == 0:
-        return "zlib"
-    return None
-
-
-class _Inflate:
-    """The decompressed bytes of a file; several gzip members one after another count as one."""
-
-    def __init__(self, file: FileIO, head: bytes, kind: Literal["gzip", "zlib"]) -> None:
-        self._file = file
-        self._wbits = _WBITS[kind]
-        self._engine = zlib.decompressobj(self._wbits)
-        self._pending = head
-
-    def readinto(self, into: memoryview) -> int:
-        """Decompress some bytes; 0 at the end. Raises zlib.error, and EOFError if cut short."""
-        while True:
-            if self._engine.eof:
-                # Padding with zeros after the last member is allowed, as gzip itself does.
-                self._pending = self._pending.lstrip(b"\0") or self._file.read(_INFLATE_INPUT)
-                if not self._pending:
-                    return 0
-                if self._pending.lstrip(b"\0"):
-                    self._pending = self._pending.lstrip(b"\0")
-                    self._engine = zlib.decompressobj(self._wbits)
-                continue
-            self._pending = self._pending or self._file.read(_INFLATE_INPUT)
-            ended = not self._pending
-            data = self._engine.decompress(self._pending, len(into))
-            self._pending = self._engine.unused_data if self._engine.eof else self._engine.unconsumed_tail
-            if data:
-                into[: len(data)] = data
-                return len(data)
-            if ended and not self._engine.eof:
-                raise EOFError

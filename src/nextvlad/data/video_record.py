@@ -230,8 +230,6 @@ def _frame_by_frame(data: memoryview, name: str, spans: _Spans, max_frames: int 
         for number, wire, a, b in protobuf.fields(data, start, stop):
             if number != 1 or wire != LENGTH:
                 continue
-            if len(frames) == max_frames:
-                break
             frame_kind, values = protobuf.feature(data, [(a, b)])
             kind = kind or frame_kind
             _check_frame(name, len(frames), kind, frame_kind, len(values))
@@ -245,9 +243,9 @@ def _frame_by_frame(data: memoryview, name: str, spans: _Spans, max_frames: int 
                     f"{len(frames[0])}. Wanted frames of equal size."
                 )
             frames.append(frame)
-    if not frames:
-        return np.zeros((0, 0), np.uint8)
-    return np.stack(frames)
+            if len(frames) == max_frames:
+                return np.stack(frames)
+    return np.stack(frames) if frames else np.zeros((0, 0), np.uint8)
 
 
 def _check_frame(name: str, frame: int, kind: int, frame_kind: int, count: int) -> None:

@@ -24,6 +24,10 @@ class Vocabulary:
 
     names: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        if not self.names or "" in self.names:
+            raise ConfigError(f"vocabulary: got {len(self.names)} names, wanted at least one and none empty.")
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -96,7 +100,8 @@ class Vocabulary:
 
 def _columns(content: str, where: str) -> tuple[int, int, int | None, bool] | None:
     """Columns of index, name and code, and if there is a header; None for one name a line."""
-    first = next((row for _, row in _rows(content, where)), [])
+    first_line = content.lstrip().splitlines()[:1]
+    first = next((row for _, row in _rows("".join(first_line), where)), [])
     header = [cell.strip().lower() for cell in first]
     name = next((header.index(column) for column in _NAME_COLUMNS if column in header), None)
     if "index" in header and name is not None:
