@@ -1,0 +1,298 @@
+"""A batch of videos: packed frames a stream, labels, ids.
+
+Videos have between no and a few hundred frames, so a batch is not padded: the frames of all its
+videos lie one behind the other, and offsets say where each video begins. Frames stay bytes until
+they are on the device. Letters: B videos, N frames of all of them together, T frames of the longest
+one, D values a frame, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nextvlad.config import StreamConfig
+from nextvlad.data.video_record import VideoRecord
+from nextvlad.errors import RecordError
+
+_ALIGNMENT = 64  # bytes; each part of a packed batch starts at a multiple of it
+
+
+@dataclass(slots=True)
+class Frames:
+    """One stream of a batch. The frames of video b are `values[offsets[b]:offsets[b + 1]]`.
+
+    Attributes:
+        values: [N, D] uint8 as stored in YouTube-8M, or float32 where the records hold floats.
+        offsets: [B + 1] int64, rising from 0 to N; two equal neighbours are a video without frames.
+    """
+
+    values: Tensor
+    offsets: Tensor
+
+    def __getitem__(self, videos: slice) -> Frames:
+        """The frames of some neighbouring videos; `values` is a view."""
+        offsets = self.offsets[videos.start : videos.stop + 1]
+        first, last = int(offsets[0]), int(offsets[-1])
+        return Frames(self.values[first:last], offsets - first)
+
+
+@dataclass(slots=True)
+class FrameBatch:
+    """B videos, packed.
+
+    Attributes:
+        video_ids: B ids.
+        labels: [B, C] bool, True for a class the video has; all False for a video without labels.
+        streams: name of each stream -> its frames.
+    """
+
+    video_ids: list[str]
+    labels: Tensor
+    streams: dict[str, Frames]
+
+    @property
+    def num_videos(self) -> int:
+        """B."""
+        return len(self.video_ids)
+
+    @classmethod
+    def empty(cls, streams: Sequence[StreamConfig], num_classes: int) -> FrameBatch:
+        """No videos: what a process computes on while others still have data.
+
+        >>> FrameBatch.empty([StreamConfig(name="rgb", size=1024)], 10).streams["rgb"].values.shape
+        torch.Size([0, 1024])
+        """
+        return collate([], streams=streams, num_classes=num_classes)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> FrameBatch:
+        """The batch on a device; `non_blocking` pays where the batch is pinned."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> FrameBatch:
+        """A copy in page-locked memory, from which a GPU can fetch by itself. Needs CUDA."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def __getitem__(self, videos: slice) -> FrameBatch:
+        """Some neighbouring videos, `batch[:80]`; labels and frames are views."""
+        start, stop, step = videos.indices(self.num_videos)
+        if step != 1:
+            raise ValueError(f"FrameBatch[...]: got step {step}, wanted neighbouring videos (step 1).")
+        part = slice(start, max(start, stop))
+        streams = {name: frames[part] for name, frames in self.streams.items()}
+        return FrameBatch(self.video_ids[part], self.labels[part], streams)
+
+    def split(self, parts: int) -> list[FrameBatch]:
+        """At most `parts` batches of about equal numbers of videos, none empty, in order."""
+        if parts < 1:
+            raise ValueError(f"FrameBatch.split: got {parts} parts, wanted 1 or more.")
+        parts = min(parts, self.num_videos)
+        bounds = [self.num_videos * part // parts for part in range(parts + 1)] if parts else [0]
+        return [self[start:stop] for start, stop in pairwise(bounds)]
+
+    def padded(self, name: str) -> tuple[Tensor, Tensor]:
+        """One stream with zeros behind the shorter videos, for those who want a rectangle.
+
+        Returns:
+            values [B, T, D] of the stream's dtype, and mask [B, T] bool, True for a real frame.
+        """
+        frames = self.streams[name]
+        lengths = frames.offsets.diff()  # [B]
+        longest = int(lengths.max()) if self.num_videos else 0
+        mask = torch.arange(longest, device=lengths.device) < lengths[:, None]  # [B, T]
+        values = frames.values.new_zeros(*mask.shape, frames.values.shape[1])  # [B, T, D]
+        values[mask] = frames.values
+        return values, mask
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> FrameBatch:
+        streams = {
+            name: Frames(change(frames.values), change(frames.offsets))
+            for name, frames in self.streams.items()
+        }
+        return FrameBatch(self.video_ids, change(self.labels), streams)
+
+
+def collate(
+    records: Sequence[VideoRecord], *, streams: Sequence[StreamConfig], num_classes: int
+) -> FrameBatch:
+    """Packs records into one batch; each frame is copied once.
+
+    A record that lacks one of `streams` has no frames in it. A label given twice counts once.
+
+    Args:
+        records: B records, any number of frames each, also none.
+        streams: what the model wants; other streams of a record are left out.
+        num_classes: C; labels lie in 0..C-1.
+
+    Raises:
+        RecordError: names the video: a stream of another size, a label out of range, other
+            streams than the wanted ones (see `find_fault`), or another dtype than its companions.
+    """
+    for record in records:
+        if fault := find_fault(record, streams, num_classes):
+            raise RecordError(f"video {record.video_id}: {fault}")
+    return pack(records, streams, num_classes).batch()
+
+
+def find_fault(record: VideoRecord, streams: Sequence[StreamConfig], num_classes: int) -> str | None:
+    """Why a model with these streams and classes cannot take the record; None if it can.
+
+    A missing stream alone is no fault (a video without sound), nor is a surplus one; both together
+    are, since then the names are probably mistaken.
+    """
+    missing = False
+    for stream in streams:
+        values = record.streams.get(stream.name)
+        if values is None:
+            missing = True
+        elif len(values) and values.shape[1] != stream.size:
+            return (
+                f"stream {stream.name} has {values.shape[1]} values a frame, wanted {stream.size}. "
+                f"Take data of that size, or a model with --model.streams {stream.name}:{values.shape[1]}."
+            )
+        elif values.dtype != np.uint8 and values.dtype != np.float32:
+            return f"stream {stream.name} holds {values.dtype}, wanted bytes (uint8) or float32."
+    if missing and not {stream.name for stream in streams}.issuperset(record.stream_names):
+        return _wrong_names(record, streams)
+    labels = record.labels.tolist()
+    if labels and (min(labels) < 0 or max(labels) >= num_classes):
+        wrong = next(label for label in labels if not 0 <= label < num_classes)
+        return (
+            f"label {wrong}, wanted 0..{num_classes - 1} for {num_classes} classes. Take the vocabulary "
+            "that belongs to this data (--data.vocabulary), or a model with more classes "
+            "(--model.num-classes)."
+        )
+    return None
+
+
+def _wrong_names(record: VideoRecord, streams: Sequence[StreamConfig]) -> str:
+    sizes = {name: values.shape[1] for name, values in record.streams.items()}
+    found = ", ".join(f"{name} ({sizes.get(name, '?')})" for name in record.stream_names)
+    wanted = ", ".join(f"{stream.name} ({stream.size})" for stream in streams)
+    option = " ".join(f"{name}:{sizes.get(name, 'SIZE')}" for name in record.stream_names)
+    return (
+        f"found streams {found}; the model wants {wanted}. Name the streams of this data with "
+        f"--model.streams {option}, or take data that has the wanted ones."
+    )
+
+
+@dataclass(slots=True)
+class PackedBatch:
+    """A batch in one block of memory, so that it is pinned, or sent to another process, in one go.
+
+    Attributes:
+        buffer: [bytes] uint8: the labels, then of each stream its offsets and its values.
+        video_ids: B ids.
+        num_classes: C.
+        parts: name, dtype of the values, N and D of each stream, in order.
+    """
+
+    buffer: Tensor
+    video_ids: list[str]
+    num_classes: int
+    parts: list[tuple[str, torch.dtype, int, int]]
+
+    def batch(self) -> FrameBatch:
+        """The tensors, as views into the block."""
+        num_videos, start = len(self.video_ids), 0
+
+        def take(dtype: torch.dtype, *shape: int) -> Tensor:
+            nonlocal start
+            size = math.prod(shape) * dtype.itemsize
+            part = self.buffer[start : start + size].view(dtype).view(shape)
+            start += _aligned(size)
+            return part
+
+        labels = take(torch.bool, num_videos, self.num_classes)
+        streams = {}
+        for name, dtype, num_frames, size in self.parts:
+            offsets = take(torch.int64, num_videos + 1)
+            streams[name] = Frames(take(dtype, num_frames, size), offsets)
+        return FrameBatch(self.video_ids, labels, streams)
+
+    def pin_memory(self) -> PackedBatch:
+        """A copy in page-locked memory. Needs CUDA."""
+        return replace(self, buffer=self.buffer.pin_memory())
+
+
+def pack(
+    records: Sequence[VideoRecord],
+    streams: Sequence[StreamConfig],
+    num_classes: int,
+    *,
+    allocate: Callable[[int], Tensor] | None = None,
+) -> PackedBatch:
+    """`collate` for records in which `find_fault` finds nothing, into memory from `allocate`.
+
+    Args:
+        records: B records.
+        streams: what goes into the batch.
+        num_classes: C.
+        allocate: number of bytes -> [bytes] uint8 on the CPU; None: ordinary memory.
+    """
+    values = {stream.name: _values_of(records, stream) for stream in streams}
+    parts = [
+        (
+            stream.name,
+            _dtype_of(values[stream.name], records, stream),
+            sum(map(len, values[stream.name])),
+            stream.size,
+        )
+        for stream in streams
+    ]
+    num_videos = len(records)
+    total = _aligned(num_videos * num_classes)
+    for _, dtype, num_frames, size in parts:
+        total += _aligned((num_videos + 1) * 8) + _aligned(num_frames * size * dtype.itemsize)
+    buffer = allocate(total) if allocate else torch.empty(total, dtype=torch.uint8)
+    packed = PackedBatch(buffer, [record.video_id for record in records], num_classes, parts)
+    batch = packed.batch()
+    _write_labels(batch.labels.numpy(), records)
+    for name, frames in batch.streams.items():
+        offsets = frames.offsets.numpy()
+        offsets[0] = 0
+        np.cumsum([len(array) for array in values[name]], out=offsets[1:])
+        if len(frames.values):
+            np.concatenate(values[name], out=frames.values.numpy())
+    return packed
+
+
+def _values_of(records: Sequence[VideoRecord], stream: StreamConfig) -> list[NDArray[Any]]:
+    """[T, D] of each record; no rows where a record lacks the stream, in the dtype of the others."""
+    found = [record.streams.get(stream.name) for record in records]
+    dtype = next((array.dtype for array in found if array is not None and len(array)), np.dtype(np.uint8))
+    nothing: NDArray[Any] = np.empty((0, stream.size), dtype)
+    return [array if array is not None and len(array) else nothing for array in found]
+
+
+def _dtype_of(
+    values: list[NDArray[Any]], records: Sequence[VideoRecord], stream: StreamConfig
+) -> torch.dtype:
+    dtypes = {array.dtype for array in values}
+    if len(dtypes) > 1:
+        first = values[0].dtype
+        odd = next(index for index, array in enumerate(values) if array.dtype != first)
+        raise RecordError(
+            f"video {records[odd].video_id}: stream {stream.name} holds {values[odd].dtype}, that of video "
+            f"{records[0].video_id} holds {first}. Keep data of the two kinds apart."
+        )
+    return torch.from_numpy(np.empty(0, dtypes.pop() if dtypes else np.uint8)).dtype
+
+
+def _write_labels(out: NDArray[np.bool_], records: Sequence[VideoRecord]) -> None:
+    out[:] = False
+    rows = np.repeat(np.arange(len(records)), [len(record.labels) for record in records])
+    if len(rows):
+        out[rows, np.concatenate([record.labels for record in records])] = True
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT

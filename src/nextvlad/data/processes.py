@@ -1,0 +1,281 @@
+"""Reader processes: each runs one `Reader` and sends its deliveries to the process that started it.
+
+A batch is written straight into anonymous shared memory, whose descriptor goes through a socket; the
+receiver maps it, so the frames are never copied on the way. It is not in /dev/shm, so a container
+needs no larger one. A process makes at most `prefetch` batches ahead of the last one taken.
+
+No process outlives its parent, however that ends: it stops when its socket closes. It ignores SIGINT
+and SIGTERM, since a signal to the group is for the parent to act on, who may want one more batch.
+
+Why not torch's DataLoader: if a worker dies it raises RuntimeError from a SIGCHLD handler, in the
+middle of whatever the caller does; an exception of a worker arrives as another one of the same type;
+its workers take up to five seconds to notice that the parent is gone. torchdata's StatefulDataLoader
+is built on the same processes, and adds a position of its own to each item where ours is part of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import warnings
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nextvlad.data.batch import PackedBatch
+from nextvlad.data.reader import Delivery, Reader, ReaderPlan, ReaderState
+from nextvlad.errors import NextvladError, RecordError, WorkerError
+
+_GO_ON = b"+"
+_DESCRIPTOR = b"d"
+_PATIENCE_SECONDS = 2.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class _Message(NamedTuple):
+    """What goes through the socket; the descriptor of the memory follows if there is a batch."""
+
+    batch: tuple[int, list[str], int, list[tuple[str, torch.dtype, int, int]]] | None
+    state: ReaderState
+    damage: list[RecordError]
+
+
+class Readers:
+    """The reader processes of one loader.
+
+    Args:
+        plans: one a process.
+        states: likewise, where each goes on.
+        start_method: "fork" or "spawn"; None picks (see `pick_start_method`).
+        prefetch: batches a process may have ready, 1 or more.
+    """
+
+    def __init__(
+        self,
+        plans: list[ReaderPlan],
+        states: list[ReaderState],
+        *,
+        start_method: str | None,
+        prefetch: int,
+    ) -> None:
+        method = start_method or pick_start_method()
+        self._workers: list[_Worker] = []
+        self._receiving = threading.Lock()
+        # Also runs when the interpreter ends, before multiprocessing waits for its children.
+        self._finalize = Finalize(self, _stop, args=(self._workers,), exitpriority=100)
+        try:
+            for plan, state in zip(plans, states, strict=True):
+                self._workers.append(_start(method, plan, state, prefetch))
+        except BaseException:
+            self.stop()
+            raise
+
+    def receive(self, reader: int) -> Delivery:
+        """The next delivery of one reader; waits for it.
+
+        Raises:
+            NextvladError: what the reader raised.
+            WorkerError: the process is gone.
+        """
+        with self._receiving:
+            if not self._workers:
+                raise WorkerError("the reader processes were ended by close(); iterate the loader anew.")
+            return self._receive(self._workers[reader], reader)
+
+    def _receive(self, worker: _Worker, reader: int) -> Delivery:
+        try:
+            wait([worker.connection, worker.process.sentinel])
+            if not worker.connection.poll():
+                raise EOFError
+            message = worker.connection.recv()
+            if isinstance(message, NextvladError):
+                raise message
+            batch = None
+            if message.batch is not None:
+                size, video_ids, num_classes, parts = message.batch
+                batch = PackedBatch(_receive_memory(worker.socket, size), video_ids, num_classes, parts)
+                worker.connection.send_bytes(_GO_ON)
+            return Delivery(batch, message.state, message.damage)
+        except (EOFError, OSError):
+            raise _obituary(worker, reader) from None
+
+    def interrupt(self) -> None:
+        """Tell all processes to end; a `receive` under way in another thread ends too."""
+        _interrupt(self._workers)
+
+    def stop(self) -> None:
+        """End all processes, and wait until they have."""
+        self.interrupt()
+        with self._receiving:
+            self._finalize()
+
+
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    process: BaseProcess
+    connection: Connection
+    socket: socket.socket  # the connection's, to receive descriptors
+    method: str
+
+
+def pick_start_method() -> str:
+    """Pick fork on Linux, since it takes milliseconds, but not once CUDA runs; spawn elsewhere."""
+    cuda_runs: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return "fork" if sys.platform == "linux" and not cuda_runs else "spawn"
+
+
+def _start(method: str, plan: ReaderPlan, state: ReaderState, prefetch: int) -> _Worker:
+    context: BaseContext = multiprocessing.get_context(method)
+    ours, theirs = context.Pipe()
+    process = context.Process(  # type: ignore[attr-defined]
+        target=_serve,
+        args=(plan, state, prefetch, theirs, ours if method == "fork" else None),
+        name=f"nextvlad-reader-{plan.reader}",
+        daemon=True,
+    )
+    # Blocked while the process starts, so that a Ctrl-C cannot reach it before it ignores them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        with warnings.catch_warnings():
+            # Python 3.12 warns of fork in a process with threads; a reader takes no lock of theirs.
+            warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+            process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+    return _Worker(process, ours, socket.socket(fileno=os.dup(ours.fileno())), method)
+
+
+def _interrupt(workers: list[_Worker]) -> None:
+    for worker in workers:
+        with contextlib.suppress(OSError):
+            worker.socket.shutdown(socket.SHUT_RDWR)
+
+
+def _stop(workers: list[_Worker]) -> None:
+    _interrupt(workers)
+    patience = time.monotonic() + _PATIENCE_SECONDS
+    for worker in workers:
+        worker.process.join(max(0.0, patience - time.monotonic()))
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+        worker.connection.close()
+        worker.socket.close()
+    workers.clear()
+
+
+def _obituary(worker: _Worker, reader: int) -> WorkerError:
+    process = worker.process
+    process.join(_PATIENCE_SECONDS)
+    code = process.exitcode
+    if code is not None and code < 0:
+        number = signal.Signals(-code).name if -code in set(signal.Signals) else "unknown"
+        how = f"was killed by signal {-code} ({number})"
+    else:
+        how = f"ended with exit status {code}"
+    why = ""
+    if code == -signal.SIGKILL:
+        why = " Most likely the machine or the container ran out of memory: lower data.shuffle_buffer."
+    elif code == 1 and worker.method == "spawn":
+        why = " If a script of yours starts it, the script needs an `if __name__ == '__main__':` block."
+    return WorkerError(
+        f"reader process {reader} (pid {process.pid}) {how}.{why} Reading in the process of training itself, "
+        "with data.workers=0, needs no such processes."
+    )
+
+
+def _serve(
+    plan: ReaderPlan, state: ReaderState, prefetch: int, connection: Connection, inherited: Connection | None
+) -> None:
+    """The life of a reader process."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    torch.set_num_threads(1)
+    if inherited is not None:
+        inherited.close()  # else it would never see its parent's end close
+    # The parent closed its end, or is gone: an end, not an error.
+    with contextlib.suppress(EOFError, ConnectionError):
+        try:
+            _send_all(plan, state, prefetch, connection)
+        except (EOFError, ConnectionError):
+            raise
+        except NextvladError as error:
+            connection.send(error)
+        except Exception:
+            text = traceback.format_exc()
+            connection.send(WorkerError(f"reader process {plan.reader} failed unexpectedly.\n{text}"))
+        while True:  # the parent may not have taken the last batch yet
+            connection.recv_bytes()
+
+
+def _send_all(plan: ReaderPlan, state: ReaderState, prefetch: int, connection: Connection) -> None:
+    memory = _SharedMemory()
+    with socket.socket(fileno=os.dup(connection.fileno())) as carrier:
+        for delivery in Reader(plan, state, memory.allocate):
+            while prefetch == 0 or connection.poll():
+                connection.recv_bytes()  # the parent took one
+                prefetch += 1
+            batch = delivery.batch
+            shape = (batch.buffer.numel(), batch.video_ids, batch.num_classes, batch.parts) if batch else None
+            connection.send(_Message(shape, delivery.state, delivery.damage))
+            if batch is not None:
+                memory.send(carrier)
+                prefetch -= 1
+
+
+class _SharedMemory:
+    """Memory for one batch at a time, and its way to the parent."""
+
+    def __init__(self) -> None:
+        self._descriptor = -1
+
+    def allocate(self, size: int) -> Tensor:
+        """[size] uint8; all of it lives as long as somebody has it mapped."""
+        self._descriptor = _anonymous_file()
+        os.ftruncate(self._descriptor, size)
+        # Populating takes one call where touching each page takes one interrupt a page.
+        return _map(self._descriptor, size, getattr(mmap, "MAP_POPULATE", 0))
+
+    def send(self, carrier: socket.socket) -> None:
+        """Hand over what `allocate` gave last."""
+        socket.send_fds(carrier, [_DESCRIPTOR], [self._descriptor])
+        os.close(self._descriptor)
+
+
+def _anonymous_file() -> int:
+    if sys.platform == "linux":
+        return os.memfd_create("nextvlad-batch")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _map(descriptor: int, size: int, flags: int = 0) -> Tensor:
+    memory = mmap.mmap(descriptor, size, mmap.MAP_SHARED | flags)
+    return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+def _receive_memory(carrier: socket.socket, size: int) -> Tensor:
+    data, descriptors, _, _ = socket.recv_fds(carrier, len(_DESCRIPTOR), 1)
+    if data != _DESCRIPTOR or not descriptors:
+        raise EOFError
+    try:
+        return _map(descriptors[0], size)
+    finally:
+        os.close(descriptors[0])

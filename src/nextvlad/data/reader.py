@@ -1,0 +1,289 @@
+"""One reader's share of the data: its shards, its shuffle buffer, its batches, and its place.
+
+The data is divided among `num_readers` readers (processes of training x reader processes of each), of
+which this is one; it runs in the process of training or in a reader process, and cannot tell. Shards
+are dealt out anew each epoch. Where there are fewer shards than readers, every reader reads all of
+them and keeps every num_readers-th record. Either way each video comes once an epoch.
+
+What a reader yields depends on its plan alone, never on timing, and its state after each batch is a
+handful of numbers: where to read on, how many random numbers were drawn, and the places of the records
+that wait in the shuffle buffer. To resume, those records are read again.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nextvlad.config import StreamConfig
+from nextvlad.data.batch import PackedBatch, find_fault, pack
+from nextvlad.data.tfrecord import read_records
+from nextvlad.data.video_record import VideoRecord, parse_video_record
+from nextvlad.errors import ConfigError, DataError, RecordError, RecordPlace
+
+_FRAMING_SIZE = 16  # bytes a record takes beside its payload
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderPlan:
+    """What to read; the same for all readers but for `reader`."""
+
+    shards: tuple[str, ...]
+    streams: tuple[StreamConfig, ...]
+    num_classes: int
+    batch_size: int
+    max_frames: int
+    shuffle: bool
+    shuffle_buffer: int  # records held by this reader; 0 or 1 keep the order
+    seed: int
+    epochs: int
+    reader: int  # 0..num_readers-1
+    num_readers: int
+    skip_damaged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderState:
+    """Where a reader stands between two batches."""
+
+    epoch: int = 0
+    draws: int = 0  # random numbers drawn from the epoch's generator
+    turn: int = 0  # position in this epoch's list of shards
+    offset: int = 0  # bytes, in that shard
+    number: int = 0  # record number, in that shard
+    held: bytes = b""  # [3, records] int64: shard, offset and number of each record in the buffer
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values; `held` as three lists."""
+        shards, offsets, numbers = np.frombuffer(self.held, np.int64).reshape(3, -1).tolist()
+        return {
+            "epoch": self.epoch,
+            "draws": self.draws,
+            "turn": self.turn,
+            "offset": self.offset,
+            "number": self.number,
+            "held": {"shards": shards, "offsets": offsets, "numbers": numbers},
+        }
+
+    @classmethod
+    def from_json(cls, values: Any) -> ReaderState:
+        """The reverse; ConfigError for anything else."""
+        try:
+            held = values["held"]
+            places = np.array([held["shards"], held["offsets"], held["numbers"]], np.int64)
+            epoch, draws, turn = (int(values[name]) for name in ("epoch", "draws", "turn"))
+            return cls(epoch, draws, turn, int(values["offset"]), int(values["number"]), places.tobytes())
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"the place in the data is not one this version saved ({error!r}); start without --resume."
+            ) from error
+
+
+class Delivery(NamedTuple):
+    """What a reader hands over: a batch (None at the end), its state then, and damage met since."""
+
+    batch: PackedBatch | None
+    state: ReaderState
+    damage: list[RecordError]
+
+
+class _Held(NamedTuple):
+    """A record that waits for its batch; its streams are views of its own copy of the payload."""
+
+    record: VideoRecord
+    shard: int
+    offset: int
+    number: int
+
+
+class Reader:
+    """Yields deliveries, from `state` on; the last has no batch.
+
+    Args:
+        plan: what to read.
+        state: what an earlier reader of this plan had delivered; None: nothing.
+        allocate: where batches are put, as `nextvlad.data.batch.pack`.
+    """
+
+    def __init__(
+        self,
+        plan: ReaderPlan,
+        state: ReaderState | None = None,
+        allocate: Callable[[int], Tensor] | None = None,
+    ) -> None:
+        self._plan = plan
+        self._start = state or ReaderState()
+        self._allocate = allocate
+        self._names = {stream.name for stream in plan.streams}
+        self._damage: list[RecordError] = []
+        self._epoch = self._draws = self._turn = self._offset = self._number = 0
+        # Three columns rather than rows: each batch carries them, and bytes travel at no cost.
+        self._places = (array("q"), array("q"), array("q"))
+
+    def __iter__(self) -> Iterator[Delivery]:
+        """Raises RecordError (without `skip_damaged`), UsageError, DataError."""
+        waiting: list[VideoRecord] = []
+        for epoch in range(self._start.epoch, self._plan.epochs):
+            for held in self._one_epoch(epoch):
+                waiting.append(held.record)
+                if len(waiting) == self._plan.batch_size:
+                    yield self._deliver(waiting)
+                    waiting = []
+        if waiting:
+            yield self._deliver(waiting)
+        yield self._deliver([])
+
+    def _deliver(self, records: list[VideoRecord]) -> Delivery:
+        plan = self._plan
+        batch = pack(records, plan.streams, plan.num_classes, allocate=self._allocate) if records else None
+        held = b"".join(column.tobytes() for column in self._places)
+        state = ReaderState(self._epoch, self._draws, self._turn, self._offset, self._number, held)
+        damage, self._damage = self._damage, []
+        return Delivery(batch, state, damage)
+
+    def _one_epoch(self, epoch: int) -> Iterator[_Held]:
+        start = self._start if epoch == self._start.epoch else ReaderState()
+        self._epoch, self._draws = epoch, start.draws
+        self._turn, self._offset, self._number = start.turn, start.offset, start.number
+        incoming = self._read(epoch)
+        if not self._plan.shuffle or self._plan.shuffle_buffer <= 1:
+            return incoming
+        return self._shuffled(incoming, self._read_again(start.held))
+
+    def _shuffled(self, incoming: Iterator[_Held], buffer: list[_Held]) -> Iterator[_Held]:
+        """Each record draws one of those that wait, and takes its place."""
+        capacity = self._plan.shuffle_buffer
+        random = _generator(self._plan.seed, self._epoch, self._plan.reader + 1, self._draws)
+        shards, offsets, numbers = self._places
+        for held in incoming:
+            if len(buffer) < capacity:
+                buffer.append(held)
+                shards.append(held.shard)
+                offsets.append(held.offset)
+                numbers.append(held.number)
+                continue
+            slot = int(random() * capacity)
+            self._draws += 1
+            drawn, buffer[slot] = buffer[slot], held
+            shards[slot], offsets[slot], numbers[slot] = held[1:]
+            yield drawn
+        while buffer:
+            slot = int(random() * len(buffer))
+            self._draws += 1
+            drawn = buffer[slot]
+            buffer[slot] = buffer[-1]
+            buffer.pop()
+            for column in self._places:
+                column[slot] = column[-1]
+                column.pop()
+            yield drawn
+
+    def _read(self, epoch: int) -> Iterator[_Held]:
+        """The records of this epoch from where the reader stands, in the order of the files."""
+        shards, shared = _deal(self._plan, epoch)
+        num_readers, skip = self._plan.num_readers, self._plan.skip_damaged
+        for turn in range(self._turn, len(shards)):
+            if turn != self._turn:
+                self._turn, self._offset, self._number = turn, 0, 0
+            shard = shards[turn]
+            path = self._plan.shards[shard]
+            start = RecordPlace(path, self._offset, self._number) if self._offset else None
+            # Which of the readers has record 0 changes, lest the first gets more where shards are short.
+            mine = (self._plan.reader - turn - epoch) % num_readers if shared else None
+
+            def note(error: RecordError, mine: int | None = mine) -> None:
+                if mine is None or error.place is None or error.place.number % num_readers == mine:
+                    self._damage.append(error)
+
+            for payload, place in read_records(path, start=start, on_damage=note if skip else None):
+                self._offset, self._number = place.offset + _FRAMING_SIZE + len(payload), place.number + 1
+                if mine is not None and place.number % num_readers != mine:
+                    continue
+                record = self._take(payload, place)
+                if record is not None:
+                    yield _Held(record, shard, place.offset, place.number)
+        self._turn, self._offset, self._number = len(shards), 0, 0
+
+    def _take(self, payload: NDArray[np.uint8], place: RecordPlace) -> VideoRecord | None:
+        """The record, on a copy of its bytes; None if it is damaged and to be skipped."""
+        try:
+            return self._parse(payload, place)
+        except RecordError as error:
+            if not self._plan.skip_damaged:
+                raise
+            self._damage.append(error)
+            return None
+
+    def _parse(self, payload: NDArray[np.uint8], place: RecordPlace) -> VideoRecord:
+        plan = self._plan
+        try:
+            record = parse_video_record(payload.copy(), max_frames=plan.max_frames, streams=self._names)
+        except RecordError as error:
+            raise error.at(place) from None
+        fault = find_fault(record, plan.streams, plan.num_classes)
+        if fault is None:
+            return record
+        # Once more with all streams: the message tells the sizes of those that were not asked for.
+        whole = parse_video_record(payload, max_frames=1)
+        fault = find_fault(whole, plan.streams, plan.num_classes) or fault
+        raise RecordError(fault, RecordPlace(place.path, place.offset, place.number, record.video_id))
+
+    def _read_again(self, held: bytes) -> list[_Held]:
+        """The records that waited in the buffer, each in its old slot."""
+        columns: list[list[int]] = np.frombuffer(held, np.int64).reshape(3, -1).tolist()
+        for column, values in zip(self._places, columns, strict=True):
+            column.extend(values)
+        slots: dict[int, dict[int, int]] = {}  # shard -> record number -> slot
+        first: dict[int, RecordPlace] = {}
+        for slot, (shard, offset, number) in enumerate(zip(*columns, strict=True)):
+            slots.setdefault(shard, {})[number] = slot
+            if shard not in first or number < first[shard].number:
+                first[shard] = RecordPlace(self._plan.shards[shard], offset, number)
+        found: dict[int, _Held] = {}
+        for shard, wanted in slots.items():
+            found.update(self._find(shard, first[shard], wanted))
+        return [found[slot] for slot in range(len(columns[0]))]
+
+    def _find(self, shard: int, start: RecordPlace, wanted: dict[int, int]) -> Iterator[tuple[int, _Held]]:
+        """(slot, record) for the wanted record numbers of one shard."""
+        missing = set(wanted)
+        for payload, place in read_records(start.path, start=start, on_damage=lambda error: None):
+            if place.number in missing:
+                missing.remove(place.number)
+                record = self._parse(payload, place)
+                yield wanted[place.number], _Held(record, shard, place.offset, place.number)
+            if not missing:
+                return
+        raise DataError(
+            f"{start.path}: record {min(missing)} cannot be read any more, and the place to resume from "
+            "needs it. The data has changed since the checkpoint was saved; start without --resume."
+        )
+
+
+def _deal(plan: ReaderPlan, epoch: int) -> tuple[list[int], bool]:
+    """This reader's shards in this epoch, in order, and whether it shares them with all readers."""
+    count = len(plan.shards)
+    order = list(range(count))
+    if plan.shuffle:
+        order = np.random.Generator(_bits(plan.seed, epoch, 0)).permutation(count).tolist()
+    if count < plan.num_readers:
+        return order, True
+    # Dealing goes on where it ended in the epoch before, so that no reader always gets one more.
+    first = (plan.reader - epoch * count) % plan.num_readers
+    return order[first :: plan.num_readers], False
+
+
+def _generator(seed: int, epoch: int, stream: int, draws: int) -> Callable[[], float]:
+    """Random numbers in [0, 1), after `draws` of them; one step of the generator each."""
+    random: Callable[[], float] = np.random.Generator(_bits(seed, epoch, stream).advance(draws)).random
+    return random
+
+
+def _bits(seed: int, epoch: int, stream: int) -> np.random.PCG64:
+    return np.random.PCG64([seed, epoch, stream])
