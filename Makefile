@@ -45,9 +45,11 @@ test: .venv/.installed-test
 	exit $$status
 
 check: .venv/.installed-test
-	$(BIN)/ruff format --check $(SOURCES)
-	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/mypy
+	@status=0; \
+	echo "ruff format --check"; $(BIN)/ruff format --check $(SOURCES) || status=$$?; \
+	echo "ruff check"; $(BIN)/ruff check $(SOURCES) || status=$$?; \
+	echo "mypy"; $(BIN)/mypy || status=$$?; \
+	exit $$status
 
 format: .venv/.installed-test
 	$(BIN)/ruff check --fix-only $(SOURCES)
