@@ -88,8 +88,9 @@ class Vocabulary:
         """
         try:
             with open(path, "w", encoding="utf-8", newline="") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(("index", "name"))
+                file.write("index,name\n")
+                # All names quoted: minimal quoting leaves a carriage return in a name bare.
+                writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
                 writer.writerows(enumerate(self.names))
         except OSError as error:
             raise OutputError(
