@@ -261,7 +261,7 @@ def _read_header(folder: Path) -> Mapping[str, Any]:
         raise CheckpointError(f"{path}: not a {FORMAT} (wanted the keys format, version and model).")
     if header.get("version") != VERSION:
         raise CheckpointError(
-            f"{path}: version {header.get('version')!r}; this nextvlad reads version {VERSION}. Update nextvlad."
+            f"{path}: version {header.get('version')!r}; this nextvlad reads version {VERSION}. Update it."
         )
     return header
 

@@ -136,9 +136,7 @@ def _summary(results: dict[str, dict[str, Any]], out: Path) -> None:
         row = results[name]
         table.add_row(title, f"{row['hit_at_one']:.4f}", f"{row['gap']:.4f}", f"{row['map']:.4f}")
     Console().print(table)
-    say(
-        f"Checkpoints, predictions and pictures are in {out}/: training_curves.png, confusion.png, predictions.jsonl"
-    )
+    say(f"In {out}/: checkpoints, training_curves.png, confusion.png, predictions.jsonl")
 
 
 def _headline(text: str) -> None:

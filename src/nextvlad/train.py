@@ -264,10 +264,10 @@ class _Run:
         self.scaler.scale(loss * distributed.world_size()).backward()  # type: ignore[no-untyped-call]
         value = float(distributed.sum_over_ranks(loss.detach().double()))
         if not np.isfinite(value):
+            videos = ", ".join(batch.video_ids[:20]) + (" ..." if batch.num_videos > 20 else "")
             raise TrainingError(
-                f"step {self.step + 1}: the loss is {value}. Videos of the batch: {', '.join(batch.video_ids[:20])}"
-                f"{' ...' if batch.num_videos > 20 else ''}. Nothing was updated and the last checkpoint is kept; "
-                "check these videos, lower optim.lr, or use --precision fp32."
+                f"step {self.step + 1}: the loss is {value}. Videos of the batch: {videos}. Nothing was updated; "
+                "the last checkpoint is kept. Check these videos, lower optim.lr, or use --precision fp32."
             )
         return value
 
@@ -352,9 +352,8 @@ class _Run:
                 )
                 if result.get(key) is not None
             )
-            say(
-                f"epoch {self.examples / self.num_examples:6.2f}  step {self.step:6d}  {shown}{'  *best' if better else ''}"
-            )
+            epoch = self.examples / self.num_examples
+            say(f"epoch {epoch:6.2f}  step {self.step:6d}  {shown}{'  *best' if better else ''}")
         self._save(best=better)
         return result
 
@@ -501,8 +500,8 @@ def _look_at_labels(config: TrainConfig, *, all_of_them: bool) -> int:
             break
     if not labelled:
         raise TrainingError(
-            f"{' '.join(config.data.train)}: no labels in the first {seen:,} videos; wanted labelled training "
-            "data (is this a test split?)."
+            f"{' '.join(config.data.train)}: no labels in the first {seen:,} videos; wanted labelled "
+            "training data (is this a test split?)."
         )
     return largest
 
@@ -558,10 +557,9 @@ def _check_same_run(folder: Path, config: TrainConfig) -> None:
         )
     for group in ("data", "optim"):
         for key, value in new[group].items():
-            if old[group].get(key) != value and distributed.is_main():
-                say(
-                    f"Changed since the checkpoint: {group}.{key} {_short(old[group].get(key))} -> {_short(value)}"
-                )
+            before_value = old[group].get(key)
+            if before_value != value and distributed.is_main():
+                say(f"Changed since the checkpoint: {group}.{key} {_short(before_value)} -> {_short(value)}")
 
 
 class _Stop:
@@ -615,11 +613,11 @@ def _tensorboard(config: TrainConfig, out: Path) -> Iterator[Any]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UsageError("--tensorboard needs tensorboard: pip install 'nextvlad[board]'.") from error
-    writer = SummaryWriter(str(out / "tensorboard"))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(out / "tensorboard"))
     try:
         yield writer
     finally:
-        writer.close()  # type: ignore[no-untyped-call]
+        writer.close()
 
 
 def _log(log: IO[str] | None, board: Any, row: dict[str, Any]) -> None:

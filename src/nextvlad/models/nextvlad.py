@@ -35,16 +35,36 @@ QUANTISATION_SHIFT = 4.0 / 512.0 - 2.0
 
 
 class Mixup(NamedTuple):
-    """Each video's bag of frames becomes weight x its own and (1 - weight) x that of another video.
-
-    The aggregation is a sum over frames, so the two bags are mixed exactly by mixing their sums, before
-    these are normalised; videos of different lengths mix as well as equal ones.
-    """
+    """Each frame becomes weight x itself + (1 - weight) x the frame of another video at the same time."""
 
     partner: Tensor
     """[B] int64, the other video."""
     weight: Tensor
     """[B, 1] float32 in [0, 1]."""
+
+
+def mix_frames(x: Tensor, offsets: Tensor, mixup: Mixup) -> Tensor:
+    """Mixes the frames of each video with those of its partner, second by second.
+
+    A shorter partner starts again from its beginning; a video without frames, or whose partner has
+    none, stays as it is.
+
+    Args:
+        x: [N, D] float frames of B videos.
+        offsets: [B + 1].
+        mixup: partners and weights of the B videos.
+
+    Returns:
+        [N, D].
+    """
+    lengths = offsets.diff()  # [B]
+    video = torch.repeat_interleave(lengths)  # [N]
+    time = torch.arange(len(x), device=x.device) - offsets[video]  # [N]
+    partner = mixup.partner[video]  # [N]
+    has_frames = lengths[partner] > 0
+    other = offsets[partner] + time % lengths[partner].clamp(min=1)
+    other = torch.where(has_frames, other, torch.arange(len(x), device=x.device))
+    return torch.lerp(x[other], x, mixup.weight[video])
 
 
 class Preprocessing(nn.Module):
@@ -107,8 +127,10 @@ class Branch(nn.Module):
         nn.init.zeros_(self.attention.bias)
 
     def forward(self, frames: Frames, mixup: Mixup | None = None) -> Tensor:
-        """Packed frames of B videos -> [B, K E/G] float32; a video without frames gets zeros before the last norm."""
+        """Packed frames of B videos -> [B, K E/G] float32; no frames give zeros before the last norm."""
         x = self.preprocess(frames.values)  # [N, D]
+        if mixup is not None:
+            x = mix_frames(x, frames.offsets, mixup)  # [N, D]
         e = self.expansion(x)  # [N, E]
         alpha = torch.sigmoid(self.attention(e).float())  # [N, G]
         z = self.assignment_norm(self.assignment(e))  # [N, G K]
@@ -120,9 +142,6 @@ class Branch(nn.Module):
         sums = segment_products(weights, parts, frames.offsets * self.groups).float()  # [B, K, E/G]
         mass = segment_sum(a.sum(1), frames.offsets)  # [B, K]
         v = sums - mass[..., None] * self.centers  # [B, K, E/G]
-
-        if mixup is not None:
-            v = torch.lerp(v[mixup.partner], v, mixup.weight[..., None])
 
         v = functional.normalize(v, dim=2, eps=1e-6)  # [B, K, E/G]
         descriptors: Tensor = self.descriptor_norm(v.transpose(1, 2).flatten(1))  # [B, E/G K]
