@@ -26,7 +26,7 @@ from nextvlad.data.processes import Readers
 from nextvlad.data.reader import Delivery, Reader, ReaderPlan, ReaderState
 from nextvlad.data.sources import expand, read_file
 from nextvlad.data.tfrecord import count_records
-from nextvlad.errors import ConfigError, DataError, RecordError, WorkerError
+from nextvlad.errors import ConfigError, DataError, RecordError, UsageError, WorkerError
 
 _PEEK = 256  # records looked at to learn the streams
 _COUNTING_THREADS = 8
@@ -138,7 +138,7 @@ class FrameLoader:
         }
         self._workers, self._start_method, self._prefetch = workers, start_method, prefetch
         self._pin = pin_memory and torch.cuda.is_available()
-        self._data: dict[str, Any] | None = None
+        self._data = _describe(self._shards)
         self._turn = 0
         self._states = [ReaderState()] * readers
         if position is not None:
@@ -181,7 +181,7 @@ class FrameLoader:
         """
         return {
             "version": _VERSION,
-            "data": self._describe_data(),
+            "data": self._data,
             **self._made_of,
             "turn": self._turn,
             "readers": [state.to_json() for state in self._states],
@@ -207,17 +207,6 @@ class FrameLoader:
                 self._noted.add(str(error))
                 self.damage.append(error)
 
-    def _describe_data(self) -> dict[str, object]:
-        """Count, size and names of the files; names from the folder they share, which may have moved."""
-        if self._data is None:
-            folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in self._shards])
-            sizes = [os.path.getsize(path) for path in self._shards]
-            names = [os.path.relpath(os.path.abspath(path), folder) for path in self._shards]
-            listed = json.dumps(list(zip(names, sizes, strict=True)))
-            digest = hashlib.sha256(listed.encode()).hexdigest()
-            self._data = {"num_files": len(sizes), "num_bytes": sum(sizes), "digest": digest}
-        return self._data
-
     def _go_to(self, position: Mapping[str, Any]) -> None:
         if position.get("version") != _VERSION:
             raise ConfigError(
@@ -230,7 +219,7 @@ class FrameLoader:
                     f"{name}: got {now}, but the run to resume had {then}; the order of the videos "
                     f"depends on it. Give the same value, or {_AFRESH[0].lower()}{_AFRESH[1:]}"
                 )
-        then, now = position.get("data"), self._describe_data()
+        then, now = position.get("data"), self._data
         if then != now:
             raise ConfigError(
                 f"the data is not that of the run to resume: {_count(now)} now, {_count(then)} then"
@@ -279,6 +268,19 @@ def peek_streams(data: Sequence[str], *, skip_damaged: bool = False) -> tuple[St
             "frame features, as in YouTube-8M's frame-level files."
         )
     return _widest_first(sizes)
+
+
+def _describe(shards: Sequence[str]) -> dict[str, object]:
+    """Count, size and names of the files; names from the folder they share, which may have moved."""
+    paths = [os.path.abspath(path) for path in shards]
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    try:
+        sizes = [os.path.getsize(path) for path in paths]
+    except OSError as error:
+        raise UsageError(f"{error.filename}: cannot be looked at ({error.strerror or error}).") from error
+    names = [os.path.relpath(path, folder) for path in paths]
+    digest = hashlib.sha256(json.dumps([names, sizes]).encode()).hexdigest()
+    return {"num_files": len(sizes), "num_bytes": sum(sizes), "digest": digest}
 
 
 def _widest_first(sizes: dict[str, int]) -> tuple[StreamConfig, ...]:
