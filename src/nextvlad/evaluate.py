@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,7 +14,8 @@ from torch.nn import functional
 
 from nextvlad import checkpoint, distributed
 from nextvlad.data.loader import FrameLoader, count_examples
-from nextvlad.errors import OutputError, RecordError, TrainingError
+from nextvlad.errors import RecordError, TrainingError
+from nextvlad.files import write_json
 from nextvlad.metrics import MetricAccumulator
 from nextvlad.models import Model
 from nextvlad.progress import ProgressBar, console, say
@@ -196,15 +196,3 @@ def print_table(result: dict[str, float | int | None], top_k: int) -> None:
         text = "-" if value is None else f"{value:.4f}"
         table.add_row(name.format(k=top_k), text, meaning.format(k=top_k))
     Console().print(table)
-
-
-def write_json(path: Path, values: object) -> None:
-    """A JSON file, written aside and renamed."""
-    aside = path.with_name(f".{path.name}.incomplete")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error}).") from error

@@ -30,7 +30,8 @@ from nextvlad.data.loader import FrameLoader, count_examples, peek_streams
 from nextvlad.data.sources import expand, read
 from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import CheckpointError, ConfigError, DataError, OutputError, TrainingError, UsageError
-from nextvlad.evaluate import autocast, score, tell_damage, write_json
+from nextvlad.evaluate import autocast, score, tell_damage
+from nextvlad.files import write_json
 from nextvlad.models import Model, build_model, count_parameters
 from nextvlad.models.nextvlad import Mixup
 from nextvlad.progress import ProgressBar, say

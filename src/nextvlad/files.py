@@ -1,0 +1,24 @@
+"""Small result files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from nextvlad.errors import OutputError
+
+
+def write_json(path: Path, values: object) -> None:
+    """A JSON file, written aside and renamed.
+
+    Raises:
+        OutputError: it cannot be written; what was there before is untouched.
+    """
+    aside = path.with_name(f".{path.name}.incomplete")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error}).") from error
