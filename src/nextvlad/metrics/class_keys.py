@@ -2,8 +2,7 @@
 
 Untruncated average precision needs the rank of each hit among all scores of its class, so nothing can be
 thrown away: 4 bytes a score, 15.4 kB a video with 3,862 classes, 15.4 GB a million videos. Scores come
-video by video and are read class by class; chunks of about 64 MiB, turned to [C, n] before they are put
-away, keep both cheap.
+video by video and are read class by class; chunks of 64 MiB, laid out [C, n], keep both cheap.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ class ClassKeys:
 
     Args:
         num_classes: C.
-        memory_bytes: chunks beyond this are written to a file. A chunk being filled, and its copy while it
-            is turned, come on top: 128 MiB, less where the budget is smaller.
+        memory_bytes: chunks beyond this are written to a file. The chunk being filled comes on top: 64 MiB,
+            or `memory_bytes` where that is less.
         directory: where the file goes; None: the system's folder for temporary files. The file has no
             name where the system allows that, and goes when the store goes, even if the process is killed.
     """
@@ -45,68 +44,79 @@ class ClassKeys:
         self._memory_left = memory_bytes
         self._directory = directory
         self._chunk_videos = max(1, min(_CHUNK_BYTES, memory_bytes) // (_KEY_BYTES * num_classes))
-        self._pending: list[NDArray[np.uint32]] = []
-        self._num_pending = 0
+        self._filling: NDArray[np.uint32] | None = None
+        self._num_filled = 0
         self._chunks: list[NDArray[np.uint32] | _FileChunk] = []
         self._file: BinaryIO | None = None
+        self._closed = False
         self.spilled_bytes = 0
         self.num_videos = 0
 
     def add(self, keys: NDArray[np.uint32]) -> None:
-        """Keys [B, C] of more videos; the array is kept, not copied. Raises OutputError."""
-        self._pending.append(keys)
-        self._num_pending += len(keys)
-        self.num_videos += len(keys)
-        if self._num_pending >= self._chunk_videos:
-            self._put_pending_away()
+        """Keys [B, C] of more videos. Raises OutputError; ValueError after `close`."""
+        self._check_open()
+        while len(keys):
+            if self._filling is None:
+                self._filling = np.empty((self._num_classes, self._chunk_videos), np.uint32)
+            taken = keys[: self._chunk_videos - self._num_filled]
+            self._filling[:, self._num_filled : self._num_filled + len(taken)] = taken.T
+            self._num_filled += len(taken)
+            self.num_videos += len(taken)
+            if self._num_filled == self._chunk_videos:
+                full, self._filling, self._num_filled = self._filling, None, 0
+                self._put_away(full)
+            keys = keys[len(taken) :]
 
     def add_chunk(self, chunk: NDArray[np.uint32]) -> None:
-        """Keys [C, n], as `chunks` yields them; the array is kept, not copied. Raises OutputError."""
+        """Keys [C, n], as `chunks` yields them; the array is kept, not copied. Errors as for `add`."""
+        self._check_open()
         self.num_videos += chunk.shape[1]
         self._put_away(chunk)
 
     def chunks(self) -> Iterator[NDArray[np.uint32]]:
-        """All keys, as arrays [C, n] of about 64 MiB at most (more where a single batch was larger)."""
-        self._put_pending_away()
+        """All keys, as arrays [C, n] of at most 64 MiB."""
+        self._check_open()
         for chunk in list(self._chunks):
             yield self._rows(chunk, 0, self._num_classes)
+        if self._filling is not None:
+            yield self._filling[:, : self._num_filled].copy()
 
     def classes(self, start: int, stop: int) -> NDArray[np.uint32]:
         """[stop - start, N] keys of these classes, over all videos."""
-        self._put_pending_away()
+        self._check_open()
         keys = np.empty((stop - start, self.num_videos), np.uint32)
-        filled = 0
+        done = 0
         for chunk in self._chunks:
             rows = self._rows(chunk, start, stop)
-            keys[:, filled : filled + rows.shape[1]] = rows
-            filled += rows.shape[1]
+            keys[:, done : done + rows.shape[1]] = rows
+            done += rows.shape[1]
+        if self._filling is not None:
+            keys[:, done:] = self._filling[start:stop, : self._num_filled]
         return keys
 
     def close(self) -> None:
-        """Forget all keys and remove the file."""
-        self._pending, self._chunks, self._num_pending, self.num_videos = [], [], 0, 0
+        """Forget all keys and remove the file. Nothing else may be called afterwards."""
+        self._closed = True
+        self._chunks, self._filling = [], None
         if self._file is not None:
             self._file.close()
-            self._file = None
 
-    def _put_pending_away(self) -> None:
-        if self._pending:
-            chunk = np.ascontiguousarray(np.concatenate(self._pending).T)
-            self._pending, self._num_pending = [], 0
-            self._put_away(chunk)
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("this accumulator is closed; make a new one.")
 
     def _put_away(self, chunk: NDArray[np.uint32]) -> None:
         if chunk.nbytes <= self._memory_left:
             self._memory_left -= chunk.nbytes
             self._chunks.append(chunk)
         else:
-            self._chunks.append(self._write(np.ascontiguousarray(chunk)))
+            self._chunks.append(self._write(chunk))
 
     def _write(self, chunk: NDArray[np.uint32]) -> _FileChunk:
         try:
             file = self._file or self._open()
             offset = file.seek(0, os.SEEK_END)
-            left = chunk.reshape(-1).view(np.uint8).data
+            left = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
             while left:
                 left = left[file.write(left) :]
         except OSError as error:
@@ -131,12 +141,11 @@ class ClassKeys:
         if not isinstance(chunk, _FileChunk):
             return chunk[start:stop]
         rows = np.empty((stop - start, chunk.num_videos), np.uint32)
-        if self._file is None:
-            raise OutputError("the temporary file with the scores for mAP is closed.")
-        self._file.seek(chunk.offset + start * chunk.num_videos * _KEY_BYTES)
+        file = self._file or self._open()
+        file.seek(chunk.offset + start * chunk.num_videos * _KEY_BYTES)
         left = rows.reshape(-1).view(np.uint8).data
         while left:
-            count = self._file.readinto(left)  # type: ignore[attr-defined]
+            count = file.readinto(left)  # type: ignore[attr-defined]
             if not count:
                 raise OutputError("the temporary file with the scores for mAP was cut short by someone else.")
             left = left[count:]

@@ -136,7 +136,7 @@ def average_precision(keys: Keys, num_positives: int) -> float:
 def _sum_of_precisions(ranked: Keys) -> float:
     """Sum over the hits of an inverted, sorted list of the precision at the hit."""
     scores = ranked >> 1
-    hits = np.flatnonzero(ranked & 1)
+    hits = np.flatnonzero((ranked & 1).astype(np.bool_))
     firsts = np.flatnonzero(np.diff(scores[hits], prepend=~scores[hits[:1]]))  # first hit of each score
     num_hits = np.diff(firsts, append=len(hits))
     start = hits[firsts]
@@ -162,10 +162,19 @@ def _mean_over_orders(
     A place of a group is a hit with probability hits / size; if it is, each place before it in the group
     is one with probability (hits - 1) / (size - 1).
     """
-    group = np.repeat(np.arange(len(size)), size)
-    place = np.arange(len(group)) - np.repeat(np.cumsum(size) - size, size)
-    found = hits_before[group] + 1 + place * ((hits - 1) / (size - 1))[group]
-    return float(((hits / size)[group] * found / (ranked_before[group] + place + 1)).sum())
+    ends = np.cumsum(size)
+    share, growth = hits / size, (hits - 1) / (size - 1)
+    total = 0.0
+    for low in range(0, int(ends[-1]), _BLOCK_ELEMENTS):  # blocks of places stay in cache, whatever is tied
+        high = min(low + _BLOCK_ELEMENTS, int(ends[-1]))
+        first, last = np.searchsorted(ends, [low, high - 1], side="right").tolist()
+        groups = slice(first, last + 1)
+        inside = np.minimum(ends[groups], high) - np.maximum(ends[groups] - size[groups], low)
+        place = np.arange(low, high) - np.repeat(ends[groups] - size[groups], inside)
+        found = np.repeat(hits_before[groups] + 1, inside) + place * np.repeat(growth[groups], inside)
+        ranks = np.repeat(ranked_before[groups] + 1, inside) + place
+        total += float((np.repeat(share[groups], inside) * found / ranks).sum())
+    return total
 
 
 def grouped_average_precision(
