@@ -6,6 +6,7 @@ Exit status: 0 done; 1 the data, a file or the machine is at fault; 2 the call i
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs one verb and leaves with its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help", "help"):
-        print(_HELP, end="")
+        print(_HELP, end="", file=sys.stdout if given else sys.stderr)
         sys.exit(0 if given else 2)
     if given[0] in ("-V", "--version", "version"):
         from nextvlad import __version__
@@ -65,12 +66,23 @@ def _guarded(verb: Callable[[list[str]], int], arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("nextvlad: stopped.", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # `nextvlad ... | head`: nobody reads on, also not what Python flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except MemoryError:
-        print("nextvlad: out of memory; use a smaller --batch-size.", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        print("nextvlad: out of memory; use a smaller batch size (see --help).", file=sys.stderr)
         return 1
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Torch has an error of its own for a GPU, and on the CPU only a text."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )
 
 
 if __name__ == "__main__":

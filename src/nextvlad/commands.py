@@ -6,10 +6,12 @@ Torch is imported only inside a verb, once its options are known to be good.
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -20,18 +22,29 @@ from nextvlad.recipes import RECIPES, find_recipe
 _Precision = Literal["fp32", "bf16", "fp16"]
 
 
+def _option(metavar: str, hint: str = "") -> Any:
+    """How an option without a default is shown; "None" would not help anybody."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
+
+
+_Checkpoint = Annotated[Path, tyro.conf.Positional, _option("CHECKPOINT")]
+_Data = Annotated[tuple[str, ...], tyro.conf.Positional, _option("DATA...")]
+_File = Annotated[Path | None, _option("FILE")]
+_Count = Annotated[int | None, _option("INT")]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainCall:
     """A recipe's settings, and where to write and to start from."""
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
-    out: Path
+    out: Annotated[Path, _option("RUN", "(required)")]
     """The run folder: checkpoints, metrics.jsonl, config.json."""
-    init: Path | None = None
+    init: Annotated[Path | None, _option("CHECKPOINT")] = None
     """Fine-tune: start from this checkpoint's weights and architecture."""
     resume: bool = False
     """Go on with the run in --out from its last checkpoint."""
-    resume_from: Path | None = None
+    resume_from: Annotated[Path | None, _option("CHECKPOINT")] = None
     """Go on from this checkpoint of the same run."""
 
 
@@ -41,44 +54,79 @@ def _parse(function: Any, arguments: list[str], verb: str, **options: Any) -> An
         args=arguments,
         prog=f"nextvlad {verb}",
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
+        registry=_registry(),
         **options,
     )
 
 
+def _registry() -> tyro.constructors.ConstructorRegistry:
+    """How values are read from the command line and shown in help, where tyro's own way reads badly."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def several(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+        read: dict[Any, tuple[str, Callable[[str], Any]]] = {
+            tuple[str, ...]: ("DATA...", str),
+            tuple[StreamConfig, ...]: ("NAME:SIZE...", StreamConfig.parse),
+        }
+        if info.type not in read:
+            return None
+        metavar, from_text = read[info.type]
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs="*",
+            metavar=metavar,
+            instance_from_str=lambda texts: tuple(map(from_text, texts)),
+            is_instance=lambda value: isinstance(value, tuple),
+            str_from_instance=lambda values: [str(value) for value in values] or ["none"],
+        )
+
+    @registry.primitive_rule
+    def optional(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+        kinds = [kind for kind in get_args(info.type) if kind is not NoneType]
+        if NoneType not in get_args(info.type) or kinds not in ([int], [str], [Path]):
+            return None
+        kind = kinds[0]
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=f"{kind.__name__.upper()}|None",
+            instance_from_str=lambda texts: None if texts[0] == "None" else kind(texts[0]),
+            is_instance=lambda value: value is None or isinstance(value, kind),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
+
+
+def _train_usage() -> str:
+    lines = [
+        "usage: nextvlad train RECIPE --data.train DATA... --data.valid DATA...",
+        "                             --out RUN [options]",
+        "",
+        "RECIPE is one of these, or a config .json file that a run has written:",
+        "",
+    ]
+    for name, recipe in RECIPES.items():
+        lines += textwrap.wrap(
+            recipe.summary, 79, initial_indent=f"  {name:20s} ", subsequent_indent=" " * 23
+        )
+    return "\n".join([*lines, "", "All options of a recipe, with its values: nextvlad train RECIPE --help"])
+
+
 def _train(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: nextvlad train RECIPE --data.train DATA... --data.valid DATA... --out RUN [options]\n")
-        print("RECIPE is one of these, or a config .json file that a run has written:\n")
-        for name, recipe in RECIPES.items():
-            print(f"  {name:20s} {recipe.summary}")
-        print("\nAll options of a recipe, with its values: nextvlad train RECIPE --help")
+        print(_train_usage(), file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
     name, rest = arguments[0], arguments[1:]
     if name.startswith("-"):
         raise UsageError(f"train: got {name} first, wanted a RECIPE: {', '.join(RECIPES)}, or a .json file.")
     recipe_config = find_recipe(name)
-
-    registry = tyro.constructors.ConstructorRegistry()
-
-    @registry.primitive_rule
-    def stream_rule(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-        if info.type is not StreamConfig:
-            return None
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="NAME:SIZE",
-            instance_from_str=lambda texts: StreamConfig.parse(texts[0]),
-            is_instance=lambda value: isinstance(value, StreamConfig),
-            str_from_instance=lambda stream: [str(stream)],
-        )
-
     nothing: Any = tyro.MISSING_NONPROP
     call = _parse(
         TrainCall,
         rest,
         f"train {name}",
         default=TrainCall(config=recipe_config, out=nothing),
-        registry=registry,
+        description=RECIPES[name].summary if name in RECIPES else f"The configuration in {name}.",
     )
     from nextvlad.train import Interrupted, train
 
@@ -95,13 +143,13 @@ def _train(arguments: list[str]) -> int:
 
 def _evaluate(arguments: list[str]) -> int:
     def evaluate(
-        checkpoint: tyro.conf.Positional[Path],
-        data: tyro.conf.Positional[tuple[str, ...]],
-        json: Path | None = None,
-        top_k: int = 20,
+        checkpoint: _Checkpoint,
+        data: _Data,
+        json: _File = None,
+        top_k: _Count = None,
         no_map: bool = False,
         batch_size: int = 256,
-        max_frames: int | None = None,
+        max_frames: _Count = None,
         workers: int = 1,
         device: str = "auto",
         precision: _Precision = "fp32",
@@ -110,17 +158,17 @@ def _evaluate(arguments: list[str]) -> int:
         """Hit@1, PERR, GAP and mAP of a checkpoint on labelled data, exact over the whole set.
 
         Args:
-            checkpoint: folder of a run or of one of its checkpoints.
-            data: files, directories, quoted globs or .list files.
-            json: also write the metrics to this file.
-            top_k: labels kept a video for GAP.
-            no_map: leave out the untruncated mAP, which keeps every score (on disk when many).
-            batch_size: videos at a time; changes no result.
-            max_frames: frames used of each stream; as in training if not given.
-            workers: reader processes beside this one.
-            device: auto, cpu, cuda, cuda:1, ...
-            precision: of the matrix products.
-            skip_damaged: skip damaged records and list them, instead of stopping.
+            checkpoint: Folder of a run (its best checkpoint is taken) or of one checkpoint.
+            data: Files, folders, quoted globs, or .list files with one path a line.
+            json: Also write the metrics to this file.
+            top_k: Labels kept a video for GAP; 20, or all where there are fewer, if not given.
+            no_map: Leave out the untruncated mAP, which keeps every score (on disk when many).
+            batch_size: Videos at a time; changes no result.
+            max_frames: Frames used of each stream; as in training if not given.
+            workers: Reader processes beside this one.
+            device: auto (a GPU if there is one), cpu, cuda, cuda:1, ...
+            precision: Of the matrix products.
+            skip_damaged: Skip damaged records and list them, instead of stopping.
         """
         from nextvlad.evaluate import evaluate as run
 
@@ -144,13 +192,13 @@ def _evaluate(arguments: list[str]) -> int:
 
 def _predict(arguments: list[str]) -> int:
     def predict(
-        checkpoint: tyro.conf.Positional[Path],
-        data: tyro.conf.Positional[tuple[str, ...]],
-        out: Path,
-        top_k: int = 20,
-        vocabulary: Path | None = None,
+        checkpoint: _Checkpoint,
+        data: _Data,
+        out: Annotated[Path, _option("FILE", "(required)")],
+        top_k: _Count = None,
+        vocabulary: _File = None,
         batch_size: int = 256,
-        max_frames: int | None = None,
+        max_frames: _Count = None,
         workers: int = 1,
         device: str = "auto",
         precision: _Precision = "fp32",
@@ -159,17 +207,17 @@ def _predict(arguments: list[str]) -> int:
         """The best labels of each video, into one file.
 
         Args:
-            checkpoint: folder of a run or of one of its checkpoints.
-            data: files, directories, quoted globs or .list files; labels are not needed.
-            out: .jsonl, .csv (Kaggle 2018), .parquet or .pkl (Paddle v1.5.1).
-            top_k: labels a video, best first.
+            checkpoint: Folder of a run (its best checkpoint is taken) or of one checkpoint.
+            data: Files, folders, quoted globs, or .list files with one path a line. Labels are not needed.
+            out: By its suffix: .jsonl, .csv (Kaggle 2018), .parquet or .pkl (Paddle v1.5.1).
+            top_k: Labels a video, best first; 20, or all where there are fewer, if not given.
             vocabulary: CSV with class names; the checkpoint's own if not given.
-            batch_size: videos at a time; changes no result.
-            max_frames: frames used of each stream; as in training if not given.
-            workers: reader processes beside this one.
-            device: auto, cpu, cuda, cuda:1, ...
-            precision: of the matrix products.
-            skip_damaged: skip damaged records and list them, instead of stopping.
+            batch_size: Videos at a time; changes no result.
+            max_frames: Frames used of each stream; as in training if not given.
+            workers: Reader processes beside this one.
+            device: auto (a GPU if there is one), cpu, cuda, cuda:1, ...
+            precision: Of the matrix products.
+            skip_damaged: Skip damaged records and list them, instead of stopping.
         """
         from nextvlad.predict import predict as run
 
@@ -193,18 +241,18 @@ def _predict(arguments: list[str]) -> int:
 
 def _check(arguments: list[str]) -> int:
     def check(
-        data: tyro.conf.Positional[tuple[str, ...]],
-        json: Path | None = None,
-        vocabulary: Path | None = None,
-        workers: int = 2,
+        data: _Data,
+        json: _File = None,
+        vocabulary: _File = None,
+        workers: _Count = None,
     ) -> int:
         """Verifies every record of a data set and shows what is in it; exit status 1 if damaged.
 
         Args:
-            data: files, directories, quoted globs or .list files.
-            json: also write the findings to this file.
+            data: Files, folders, quoted globs, or .list files with one path a line.
+            json: Also write the findings to this file.
             vocabulary: CSV with class names; labels outside it are damage.
-            workers: reader processes.
+            workers: Reader processes, 0 for none beside this one; one a processor, at most 8, if not given.
         """
         from nextvlad.check import check as run
 
@@ -219,8 +267,8 @@ def _demo(arguments: list[str]) -> int:
         """The whole job on embedded data: train, evaluate, predict, plots; about a minute on a CPU.
 
         Args:
-            out: folder for everything it makes.
-            open_plots: show the pictures in the desktop's viewer at the end.
+            out: Folder for everything it makes.
+            open_plots: Show the pictures in the desktop's viewer at the end.
         """
         from nextvlad.demo import demo as run
 

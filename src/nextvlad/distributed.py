@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nextvlad.errors import UsageError
+
 
 def is_distributed() -> bool:
     """True inside an initialised group of more than one process."""
@@ -37,11 +39,23 @@ def is_main() -> bool:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`, or a torch device name; under torchrun `auto` and `cuda` mean this rank's own GPU."""
+    """`auto`, or a torch device name; under torchrun `auto` and `cuda` mean this rank's own GPU.
+
+    Raises:
+        UsageError: no such device here.
+    """
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(f"cuda:{local}") if name == "cuda" else torch.device(name)
+    try:
+        device = torch.device(f"cuda:{local}" if name == "cuda" else name)
+        torch.empty(0, device=device)  # fails for a device that torch knows but that is not here
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"device {name!r}: not to be had here ({str(error).splitlines()[0]}). Wanted auto, cpu, cuda, "
+            "cuda:1, ..."
+        ) from error
+    return device
 
 
 @contextmanager

@@ -10,13 +10,15 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from torch.nn import functional
 
 from nextvlad import checkpoint, distributed
 from nextvlad.data.loader import FrameLoader, count_examples
-from nextvlad.errors import RecordError, TrainingError
+from nextvlad.errors import DataError, RecordError, UsageError
 from nextvlad.files import write_json
 from nextvlad.metrics import MetricAccumulator
+from nextvlad.metrics.ranking import DEFAULT_TOP_K
 from nextvlad.models import Model
 from nextvlad.progress import ProgressBar, console, say
 
@@ -79,16 +81,7 @@ def score(
             on_device = batch.to(device, non_blocking=True)
             with autocast(device, precision):
                 logits = model(on_device).float()
-            if not bool(torch.isfinite(logits).all()):
-                bad = [
-                    name
-                    for name, row in zip(batch.video_ids, logits, strict=True)
-                    if not row.isfinite().all()
-                ]
-                raise TrainingError(
-                    f"the model's output is not finite for {', '.join(bad[:10])}; its weights or these features are "
-                    "broken, or the precision is too low (try fp32)."
-                )
+            check_finite(logits, batch.video_ids)
             losses = functional.binary_cross_entropy_with_logits(
                 logits, on_device.labels.float(), reduction="none"
             ).sum(1, dtype=torch.float64)
@@ -123,7 +116,7 @@ def evaluate(
     data: Sequence[str],
     *,
     json_file: Path | None = None,
-    top_k: int = 20,
+    top_k: int | None = None,
     with_map: bool = True,
     batch_size: int = 256,
     max_frames: int | None = None,
@@ -132,10 +125,31 @@ def evaluate(
     precision: str = "fp32",
     skip_damaged: bool = False,
 ) -> dict[str, float | int | None]:
-    """`nextvlad evaluate`: prints the table, writes the JSON file, returns the metrics."""
+    """`nextvlad evaluate`: prints the table, writes the JSON file, returns the metrics.
+
+    Args:
+        checkpoint_folder: a run or one of its checkpoints.
+        data: files, folders, globs or .list files, with labels.
+        json_file: where the metrics go as well.
+        top_k: classes kept a video for GAP, in 1..C; None: 20, or all where there are fewer.
+        with_map: also the untruncated mAP.
+        batch_size: videos at a time; changes no result.
+        max_frames: frames used of each stream; None: as in training.
+        workers: reader processes.
+        device: as torch spells it, or "auto".
+        precision: "fp32", "bf16" or "fp16".
+        skip_damaged: skip damaged records and list them.
+
+    Returns:
+        As `score`; on every rank.
+
+    Raises:
+        NextvladError: as its message says.
+    """
     where = distributed.pick_device(device)
     place = checkpoint.resolve(checkpoint_folder)
     model = checkpoint.load(place, device=where)
+    kept = settle_top_k(top_k, model.config.num_classes)
     frames = trained_max_frames(place) if max_frames is None else max_frames
     with distributed.process_group(where):
         loader = FrameLoader(
@@ -155,18 +169,52 @@ def evaluate(
                 loader,
                 device=where,
                 precision=precision,
-                top_k=top_k,
+                top_k=kept,
                 with_map=with_map,
                 num_videos=count_examples(data, skip_damaged=skip_damaged) if console.is_terminal else None,
             )
         tell_damage(loader.damage)
         if distributed.is_main():
-            if not result["num_videos"]:
-                raise TrainingError(f"{', '.join(data)}: no videos in it; wanted labelled videos to score.")
-            print_table(result, top_k)
+            _check_scored(result, data)
+            print_table(result, kept)
             if json_file is not None:
                 write_json(json_file, result)
     return result
+
+
+def _check_scored(result: dict[str, float | int | None], data: Sequence[str]) -> None:
+    """Refuses a data set from which no score follows."""
+    if not result["num_videos"]:
+        raise DataError(f"{' '.join(data)}: no videos in it; wanted labelled videos to score.")
+    if result["gap"] is None:  # as only where nothing is positive
+        raise DataError(
+            f"{' '.join(data)}: none of the {result['num_videos']:,} videos has a label; wanted labelled "
+            "videos to score. For a test split without labels there is `nextvlad predict`."
+        )
+
+
+def check_finite(logits: Tensor, video_ids: Sequence[str]) -> None:
+    """Raises DataError, with the ids, where a model's output [B, C] is not finite."""
+    if bool(torch.isfinite(logits).all()):
+        return
+    bad = [name for name, row in zip(video_ids, logits, strict=True) if not row.isfinite().all()]
+    raise DataError(
+        f"the model's output is not finite for {', '.join(bad[:10])}{' ...' if len(bad) > 10 else ''}; its "
+        "weights or these features are broken, or the precision is too low (try --precision fp32)."
+    )
+
+
+def settle_top_k(top_k: int | None, num_classes: int) -> int:
+    """How many classes a video to keep: as asked; 20, or all where there are fewer, if not asked.
+
+    Raises:
+        UsageError: `top_k` is outside 1..num_classes.
+    """
+    if top_k is None:
+        return min(DEFAULT_TOP_K, num_classes)
+    if not 1 <= top_k <= num_classes:
+        raise UsageError(f"--top-k: got {top_k}, wanted 1 to {num_classes}, the number of classes.")
+    return top_k
 
 
 def trained_max_frames(folder: Path) -> int:

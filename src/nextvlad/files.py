@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from nextvlad.errors import OutputError
@@ -20,5 +21,13 @@ def write_json(path: Path, values: object) -> None:
         aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error}).") from error
+        with suppress(OSError):
+            aside.unlink()
+        raise OutputError(f"{path}: cannot be written ({why(error)}). Choose another place.") from error
+
+
+def why(error: OSError) -> str:
+    """The system's reason, where it is clear without the path that it is about."""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return "a file is where a folder should be"
+    return error.strerror or str(error)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -21,8 +23,9 @@ from nextvlad import checkpoint, distributed
 from nextvlad.data.batch import FrameBatch
 from nextvlad.data.loader import FrameLoader, count_examples
 from nextvlad.data.vocabulary import Vocabulary
-from nextvlad.errors import NextvladError, OutputError, UsageError
-from nextvlad.evaluate import autocast, tell_damage, trained_max_frames
+from nextvlad.errors import OutputError, UsageError
+from nextvlad.evaluate import autocast, check_finite, settle_top_k, tell_damage, trained_max_frames
+from nextvlad.files import why
 from nextvlad.models import Model
 from nextvlad.progress import ProgressBar, console, say
 
@@ -46,10 +49,16 @@ class Prediction:
 def predict_batch(
     model: Model, batch: FrameBatch, *, top_k: int = 20, precision: str = "fp32"
 ) -> list[Prediction]:
-    """The `top_k` best classes of each video of a batch that is on the model's device."""
+    """The `top_k` best classes of each video of a batch that is on the model's device.
+
+    Raises:
+        DataError: the model's output is not finite.
+    """
     device = model.classifier.weight.device
     with autocast(device, precision):
-        probabilities = torch.sigmoid(model(batch).float())  # [B, C]
+        logits = model(batch).float()  # [B, C]
+    check_finite(logits, batch.video_ids)
+    probabilities = torch.sigmoid(logits)
     # A stable sort of all classes, not topk: topk leaves the order of equal scores open.
     scores, labels = torch.sort(probabilities, dim=1, descending=True, stable=True)
     return [
@@ -65,7 +74,7 @@ def predict(
     data: Sequence[str],
     *,
     out: Path,
-    top_k: int = 20,
+    top_k: int | None = None,
     vocabulary: Path | None = None,
     batch_size: int = 256,
     max_frames: int | None = None,
@@ -74,18 +83,37 @@ def predict(
     precision: str = "fp32",
     skip_damaged: bool = False,
 ) -> int:
-    """`nextvlad predict`: writes `out` and returns the number of videos in it."""
+    """`nextvlad predict`: writes `out` and returns the number of videos in it.
+
+    Args:
+        checkpoint_folder: a run or one of its checkpoints.
+        data: files, folders, globs or .list files; labels are not needed.
+        out: .jsonl, .csv, .parquet or .pkl.
+        top_k: classes a video, in 1..C; None: 20, or all where there are fewer.
+        vocabulary: class names; None: the checkpoint's own, if it has some.
+        batch_size: videos at a time; changes no result beyond the last bit of a score.
+        max_frames: frames used of each stream; None: as in training.
+        workers: reader processes.
+        device: as torch spells it, or "auto".
+        precision: "fp32", "bf16" or "fp16".
+        skip_damaged: skip damaged records and list them.
+
+    Raises:
+        NextvladError: as its message says; finished rows stay in `out`.partial.
+    """
+    writer_for(out)  # a mistaken name is told at once
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "predict runs in one process; start it without torchrun, on a share of the data each."
+        )
     where = distributed.pick_device(device)
     place = checkpoint.resolve(checkpoint_folder)
     model = checkpoint.load(place, device=where)
     names = model.vocabulary
     if vocabulary is not None:
         names = Vocabulary.load(vocabulary)
-        names.check_size(model.config.num_classes)
-    if not 1 <= top_k <= model.config.num_classes:
-        raise UsageError(
-            f"--top-k: got {top_k}, wanted 1 to {model.config.num_classes}, the number of classes."
-        )
+        names.check_size(model.config.num_classes, where=str(vocabulary))
+    kept = settle_top_k(top_k, model.config.num_classes)
     loader = FrameLoader(
         data,
         streams=model.config.streams,
@@ -98,15 +126,16 @@ def predict(
     )
     total = count_examples(data, skip_damaged=skip_damaged) if console.is_terminal else None
 
-    def predictions() -> Iterator[Prediction]:
+    def predictions() -> Generator[Prediction, None, None]:
         with loader, ProgressBar("Predicting", total=total, unit="videos") as bar:
             for batch in loader:
                 yield from predict_batch(
-                    model, batch.to(where, non_blocking=True), top_k=top_k, precision=precision
+                    model, batch.to(where, non_blocking=True), top_k=kept, precision=precision
                 )
                 bar.advance(batch.num_videos)
 
-    count = write_predictions(out, predictions(), names)
+    with closing(predictions()) as rows:
+        count = write_predictions(out, rows, names)
     tell_damage(loader.damage)
     say(f"{count:,} videos -> {out}")
     return count
@@ -124,6 +153,9 @@ class Writer(ABC):
 
     def finish(self) -> None:  # noqa: B027 - most formats have no tail
         """Adds what the format wants at its end."""
+
+    def abandon(self) -> None:  # noqa: B027 - most formats hold nothing open
+        """Lets go of a file that cannot be written any more."""
 
 
 class JsonLinesWriter(Writer):
@@ -143,7 +175,7 @@ class KaggleWriter(Writer):
 
     def __init__(self, file: IO[bytes], vocabulary: Vocabulary | None) -> None:
         super().__init__(file, vocabulary)
-        self._rows = csv.writer(self, lineterminator="\n")  # type: ignore[arg-type]
+        self._rows = csv.writer(self, lineterminator="\n")
         self._rows.writerow(["VideoId", "LabelConfidencePairs"])
 
     def write(self, prediction: Prediction | str) -> None:
@@ -161,7 +193,8 @@ class PaddleWriter(Writer):
     """Paddle v1.5.1's result: one pickled list of (video_id, [scores], [classes]), best first.
 
     A pickle of a list is a program that appends to it, so it can be written a row at a time: each row
-    is pickled by itself and stripped of its frame. Protocol 2, for Python 2 readers.
+    is pickled by itself and stripped of its frame. Protocol 2, for Python 2 readers, whose `unicode` ids
+    equal the `str` ids that the original has there.
     """
 
     def __init__(self, file: IO[bytes], vocabulary: Vocabulary | None) -> None:
@@ -220,9 +253,20 @@ class ParquetWriter(Writer):
         self._flush()
         self._parquet.close()
 
+    def abandon(self) -> None:
+        """Keeps pyarrow from writing the footer when it is collected."""
+        self._rows = []
+        self._parquet.is_open = False
+
 
 def writer_for(path: Path) -> type[Writer]:
-    """The writer that a file's suffix asks for; UsageError for any other suffix."""
+    """The writer that a file's suffix asks for.
+
+    Raises:
+        UsageError: any other suffix, or a folder of that name.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; wanted the name of a file for the predictions.")
     match path.suffix:
         case ".jsonl":
             return JsonLinesWriter
@@ -233,7 +277,8 @@ def writer_for(path: Path) -> type[Writer]:
         case ".pkl":
             return PaddleWriter
     raise UsageError(
-        f"{path}: suffix {path.suffix or '(none)'!r}; wanted .jsonl, .csv (Kaggle 2018), .parquet or .pkl (Paddle)."
+        f"{path}: suffix {path.suffix or '(none)'!r}; wanted .jsonl, .csv (Kaggle 2018), .parquet or .pkl "
+        "(Paddle)."
     )
 
 
@@ -242,35 +287,68 @@ def write_predictions(path: Path, predictions: Iterator[Prediction], vocabulary:
 
     Raises:
         UsageError: an unknown suffix.
-        OutputError: the file cannot be written.
-        NextvladError: what the predictions raise; the rows before it stay in `path`.partial.
+        OutputError: the file cannot be written; nothing is kept, since the space may be needed.
+        Exception: whatever the predictions raise; the rows before it stay, as a whole file of its format,
+            in `path`.partial.
     """
     kind = writer_for(path)
     partial = path.with_name(path.name + ".partial")
     count = 0
-    try:
+    with _writing(path, count):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        file = partial.open("wb")
+    writer: Writer | None = None
+    try:
+        with _writing(path, count):
             writer = kind(file, vocabulary)
-            try:
-                for prediction in predictions:
-                    writer.write(prediction)
-                    count += 1
-            finally:
-                writer.finish()
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror or error}) after {count:,} videos."
-        ) from error
-    except (NextvladError, KeyboardInterrupt):
-        if count:
-            say(f"{count:,} finished videos are kept in {partial}")
-        else:
-            partial.unlink(missing_ok=True)
+        for prediction in predictions:  # an OSError in here is none of the output's
+            with _writing(path, count):
+                writer.write(prediction)
+            count += 1
+        with _writing(path, count):
+            _close(writer, file)
+            partial.replace(path)
+    except OutputError:
+        _drop(writer, file, partial)
+        raise
+    except BaseException:
+        if writer is None or not count:
+            _drop(writer, file, partial)
+            raise
+        with _writing(path, count):
+            _close(writer, file)
+        say(f"{count:,} finished video{'s are' if count > 1 else ' is'} kept in {partial}")
         raise
     return count
+
+
+@contextmanager
+def _writing(path: Path, count: int) -> Iterator[None]:
+    """Turns the disk's errors into ours."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written ({why(error)}) after {count:,} videos. Free some space or choose "
+            "another --out."
+        ) from error
+
+
+def _close(writer: Writer, file: IO[bytes]) -> None:
+    """Brings the last byte to the disk."""
+    writer.finish()
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
+
+
+def _drop(writer: Writer | None, file: IO[bytes], partial: Path) -> None:
+    if writer is not None:
+        writer.abandon()
+    with suppress(OSError):
+        file.close()
+    with suppress(OSError):
+        partial.unlink()
 
 
 def _rounded(score: float) -> float:

@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, emoji=False)
 """Where all messages go."""
 
 _SECONDS_BETWEEN_LINES = 20.0
@@ -78,9 +78,8 @@ class ProgressBar:
         elif now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
             of_total = f" of {self._total:,}" if self._total else ""
-            say(
-                f"{self._title}: {self._done:,}{of_total} {self._unit}, {self._rate(now)}, {note or 'going on'}"
-            )
+            end = note or "going on"
+            say(f"{self._title}: {self._done:,}{of_total} {self._unit}, {self._rate(now)}, {end}")
 
     def _rate(self, now: float) -> str:
         rate = (self._done - self._first) / max(now - self._start, 1e-9)
