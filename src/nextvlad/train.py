@@ -479,10 +479,10 @@ def settle(config: TrainConfig, *, init: Path | None) -> tuple[TrainConfig, Voca
         num_classes = len(vocabulary) if vocabulary else model.num_classes or theirs.num_classes
         model = replace(theirs, num_classes=num_classes, **dropped)  # type: ignore[arg-type]
     if not model.streams:
-        model = with_streams(model, peek_streams(config.data.train), 0)
+        model = with_streams(model, peek_streams(config.data.train, skip_damaged=config.data.skip_damaged), 0)
     largest = _look_at_labels(config, all_of_them=vocabulary is None and not model.num_classes)
     if vocabulary is not None and model.num_classes:
-        vocabulary.check_size(model.num_classes)
+        vocabulary.check_size(model.num_classes, where=config.data.vocabulary or "vocabulary")
     model = with_streams(model, (), len(vocabulary) if vocabulary else largest + 1)
     return replace(config, model=model), vocabulary
 
