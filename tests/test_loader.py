@@ -234,6 +234,25 @@ def test_shuffling_follows_from_the_seed(shards: list[str]) -> None:
     assert two[:26] != two[26:]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_memory_used_again_is_not_mixed_up(tmp_path: Path, workers: int) -> None:
+    big = [
+        video(0, n, streams={"rgb": np.full((40 + 7 * (n % 9), 999), n, np.uint8)}) for n in range(40)
+    ]  # fmt: skip
+    data = [write(tmp_path / "big", big)]
+    wide = (StreamConfig(name="rgb", size=999),)
+    seen = []
+    for batch in loader(data, streams=wide, workers=workers, shuffle=True, shuffle_buffer=6, epochs=2):
+        offsets = batch.streams["rgb"].offsets.tolist()
+        for index, name in enumerate(batch.video_ids):
+            number = int(name.partition("-")[2])
+            frames = batch.streams["rgb"].values[offsets[index] : offsets[index + 1]]
+            assert frames.shape[0] == 40 + 7 * (number % 9)
+            assert bool((frames == number).all())
+            seen.append(number)
+    assert sorted(seen) == sorted(2 * list(range(40)))
+
+
 def test_only_the_first_frames_are_used(shards: list[str]) -> None:
     for batch in loader(shards, max_frames=1):
         assert int(batch.streams["rgb"].offsets.diff().max()) <= 1

@@ -250,8 +250,7 @@ class _SharedMemory:
         """[size] uint8; all of it lives as long as somebody has it mapped."""
         self._descriptor = _anonymous_file()
         os.ftruncate(self._descriptor, size)
-        # Populating takes one call where touching each page takes one interrupt a page.
-        return _map(self._descriptor, size, getattr(mmap, "MAP_POPULATE", 0))
+        return _map(self._descriptor, size)
 
     def send(self, carrier: socket.socket) -> None:
         """Hand over what `allocate` gave last."""
@@ -266,9 +265,8 @@ def _anonymous_file() -> int:
         return os.dup(file.fileno())
 
 
-def _map(descriptor: int, size: int, flags: int = 0) -> Tensor:
-    memory = mmap.mmap(descriptor, size, mmap.MAP_SHARED | flags)
-    return torch.frombuffer(memory, dtype=torch.uint8)
+def _map(descriptor: int, size: int) -> Tensor:
+    return torch.frombuffer(mmap.mmap(descriptor, size), dtype=torch.uint8)
 
 
 def _receive_memory(carrier: socket.socket, size: int) -> Tensor:

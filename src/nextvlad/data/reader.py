@@ -28,6 +28,7 @@ from nextvlad.data.video_record import VideoRecord, parse_video_record
 from nextvlad.errors import ConfigError, DataError, RecordError, RecordPlace
 
 _FRAMING_SIZE = 16  # bytes a record takes beside its payload
+_SMALL = 1 << 16  # bytes below which an allocator keeps freed memory at hand
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +98,38 @@ class _Held(NamedTuple):
     """A record that waits for its batch; its streams are views of its own copy of the payload."""
 
     record: VideoRecord
+    payload: NDArray[np.uint8]
     shard: int
     offset: int
     number: int
+
+
+class _Copies:
+    """Copies of payloads, in memory that is used again.
+
+    The system takes back freed memory of this size and gives it out again page by page, which costs
+    more than the copy itself.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._free: list[NDArray[np.uint8]] = []
+
+    def of(self, payload: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if len(payload) < _SMALL:
+            return payload.copy()
+        memory = self._free.pop() if self._free else None
+        if memory is None or len(memory) < len(payload):
+            memory = np.empty(len(payload) + len(payload) // 4, np.uint8)
+        copy = memory[: len(payload)]
+        copy[:] = payload
+        return copy
+
+    def done(self, copy: NDArray[np.uint8]) -> None:
+        """Nobody reads this copy any more."""
+        memory = copy.base
+        if isinstance(memory, np.ndarray) and len(self._free) < self._most:
+            self._free.append(memory)
 
 
 class Reader:
@@ -122,16 +152,17 @@ class Reader:
         self._allocate = allocate
         self._names = {stream.name for stream in plan.streams}
         self._damage: list[RecordError] = []
+        self._copies = _Copies(plan.batch_size)
         self._epoch = self._draws = self._turn = self._offset = self._number = 0
         # Three columns rather than rows: each batch carries them, and bytes travel at no cost.
         self._places = (array("q"), array("q"), array("q"))
 
     def __iter__(self) -> Iterator[Delivery]:
         """Raises RecordError (without `skip_damaged`), UsageError, DataError."""
-        waiting: list[VideoRecord] = []
+        waiting: list[_Held] = []
         for epoch in range(self._start.epoch, self._plan.epochs):
             for held in self._one_epoch(epoch):
-                waiting.append(held.record)
+                waiting.append(held)
                 if len(waiting) == self._plan.batch_size:
                     yield self._deliver(waiting)
                     waiting = []
@@ -139,9 +170,11 @@ class Reader:
             yield self._deliver(waiting)
         yield self._deliver([])
 
-    def _deliver(self, records: list[VideoRecord]) -> Delivery:
-        plan = self._plan
+    def _deliver(self, waiting: list[_Held]) -> Delivery:
+        plan, records = self._plan, [held.record for held in waiting]
         batch = pack(records, plan.streams, plan.num_classes, allocate=self._allocate) if records else None
+        for done in waiting:
+            self._copies.done(done.payload)
         held = b"".join(column.tobytes() for column in self._places)
         state = ReaderState(self._epoch, self._draws, self._turn, self._offset, self._number, held)
         damage, self._damage = self._damage, []
@@ -171,7 +204,7 @@ class Reader:
             slot = int(random() * capacity)
             self._draws += 1
             drawn, buffer[slot] = buffer[slot], held
-            shards[slot], offsets[slot], numbers[slot] = held[1:]
+            shards[slot], offsets[slot], numbers[slot] = held.shard, held.offset, held.number
             yield drawn
         while buffer:
             slot = int(random() * len(buffer))
@@ -205,30 +238,30 @@ class Reader:
                 self._offset, self._number = place.offset + _FRAMING_SIZE + len(payload), place.number + 1
                 if mine is not None and place.number % num_readers != mine:
                     continue
-                record = self._take(payload, place)
-                if record is not None:
-                    yield _Held(record, shard, place.offset, place.number)
+                held = self._take(payload, place, shard)
+                if held is not None:
+                    yield held
         self._turn, self._offset, self._number = len(shards), 0, 0
 
-    def _take(self, payload: NDArray[np.uint8], place: RecordPlace) -> VideoRecord | None:
+    def _take(self, payload: NDArray[np.uint8], place: RecordPlace, shard: int) -> _Held | None:
         """The record, on a copy of its bytes; None if it is damaged and to be skipped."""
         try:
-            return self._parse(payload, place)
+            return self._hold(payload, place, shard)
         except RecordError as error:
             if not self._plan.skip_damaged:
                 raise
             self._damage.append(error)
             return None
 
-    def _parse(self, payload: NDArray[np.uint8], place: RecordPlace) -> VideoRecord:
-        plan = self._plan
+    def _hold(self, payload: NDArray[np.uint8], place: RecordPlace, shard: int) -> _Held:
+        plan, copy = self._plan, self._copies.of(payload)
         try:
-            record = parse_video_record(payload.copy(), max_frames=plan.max_frames, streams=self._names)
+            record = parse_video_record(copy, max_frames=plan.max_frames, streams=self._names)
         except RecordError as error:
             raise error.at(place) from None
         fault = find_fault(record, plan.streams, plan.num_classes)
         if fault is None:
-            return record
+            return _Held(record, copy, shard, place.offset, place.number)
         # Once more with all streams: the message tells the sizes of those that were not asked for.
         whole = parse_video_record(payload, max_frames=1)
         fault = find_fault(whole, plan.streams, plan.num_classes) or fault
@@ -256,8 +289,7 @@ class Reader:
         for payload, place in read_records(start.path, start=start, on_damage=lambda error: None):
             if place.number in missing:
                 missing.remove(place.number)
-                record = self._parse(payload, place)
-                yield wanted[place.number], _Held(record, shard, place.offset, place.number)
+                yield wanted[place.number], self._hold(payload, place, shard)
             if not missing:
                 return
         raise DataError(
