@@ -77,7 +77,7 @@ def take_survey(
         def on_bytes(count: int) -> None:
             nonlocal rest
             megabytes, rest = divmod(rest + count, _MEGABYTE)
-            bar.advance(megabytes, f"{total.num_files:,} of {len(files):,} files")
+            bar.advance(megabytes, f"{total.num_files}/{len(files)} files")
 
         for survey in survey_files(files, num_classes=num_classes, workers=workers, on_bytes=on_bytes):
             total.merge(survey)
