@@ -377,6 +377,11 @@ def test_file_that_is_gone(tmp_path: Path) -> None:
     assert not multiprocessing.active_children()
 
 
+def test_fewer_than_no_workers(shard: Path) -> None:
+    with pytest.raises(UsageError, match="workers: got -1, wanted 0 or more"):
+        take_survey([str(shard), str(shard)], workers=-1)
+
+
 def test_golden_folder_through_the_command_line(golden: Path, tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("".join(f"class {number}\n" for number in range(4716)))

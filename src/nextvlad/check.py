@@ -16,7 +16,7 @@ from nextvlad.data.sources import expand
 from nextvlad.data.survey import Repeated, StreamSurvey, Survey, first_repeated, repeated_ids
 from nextvlad.data.survey_processes import survey_files
 from nextvlad.data.vocabulary import Vocabulary
-from nextvlad.errors import RecordPlace
+from nextvlad.errors import RecordPlace, UsageError
 from nextvlad.files import write_json
 from nextvlad.progress import ProgressBar
 
@@ -49,7 +49,7 @@ def check(
         1 if a record is damaged, else 0.
 
     Raises:
-        UsageError: data or vocabulary are not there.
+        UsageError: data or vocabulary are not there; fewer than 0 workers.
         WorkerError: a reader process died.
         OutputError: the JSON file cannot be written.
     """
@@ -72,6 +72,8 @@ def take_survey(
     rest = 0  # bytes that do not make a whole megabyte yet
     if workers is None:
         workers = min(_MOST_WORKERS, _num_processors())
+    if workers < 0:
+        raise UsageError(f"workers: got {workers}, wanted 0 or more.")
     with ProgressBar("Checking", total=math.ceil(sizes / _MEGABYTE), unit="MB") as bar:
 
         def on_bytes(count: int) -> None:
