@@ -18,20 +18,20 @@ nextvlad: classify videos from frame-level features.
 
 Usage: nextvlad VERB ...        (nextvlad VERB --help explains a verb)
 
-  demo       the whole job on embedded data, end to end, in about a minute on a CPU
+  demo       the whole job on embedded data, in about a minute on a CPU
   check      look at a data set and verify every record of it
   train      train or fine-tune a model
   evaluate   Hit@1, PERR, GAP and mAP of a checkpoint on labelled data
-  predict    the best labels of each video, into a .jsonl, .csv, .parquet or .pkl file
+  predict    the best labels of each video: .jsonl, .csv, .parquet or .pkl file
 
 DATA is files, directories, quoted globs, or .list files with one path a line.
 A CHECKPOINT is the folder of a run, or one of the checkpoints inside it.
 
   nextvlad demo
   nextvlad check 'yt8m/train*.tfrecord' --vocabulary vocabulary.csv
-  nextvlad train audioset --data.train 'bal_train*' --data.valid 'eval*' --out runs/first
-  nextvlad evaluate runs/first 'eval*'
-  nextvlad predict runs/first 'eval*' --out predictions.jsonl
+  nextvlad train audioset --data.train 'bal*' --data.valid 'eval*' --out runs/a
+  nextvlad evaluate runs/a 'eval*'
+  nextvlad predict runs/a 'eval*' --out predictions.jsonl
 
 Exit status: 0 done, 1 the data is at fault, 2 the call is at fault.
 """
@@ -53,15 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if given[0] not in VERBS:
         print(f"nextvlad: no verb {given[0]!r}; wanted one of {', '.join(VERBS)}.", file=sys.stderr)
         sys.exit(2)
-    sys.exit(_guarded(VERBS[given[0]], given[1:]))
+    sys.exit(_guarded(given[0], VERBS[given[0]], given[1:]))
 
 
-def _guarded(verb: Callable[[list[str]], int], arguments: list[str]) -> int:
+def _guarded(name: str, verb: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Turns every error a user can cause into its message and its exit status."""
     try:
         return verb(arguments)
     except NextvladError as error:
-        print(f"nextvlad: {error}", file=sys.stderr)
+        # What reads the data spells options as `train` does.
+        message = str(error) if name == "train" else str(error).replace("--data.skip-", "--skip-")
+        print(f"nextvlad: {message}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("nextvlad: stopped.", file=sys.stderr)

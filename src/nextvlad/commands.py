@@ -126,7 +126,9 @@ def _train(arguments: list[str]) -> int:
         rest,
         f"train {name}",
         default=TrainCall(config=recipe_config, out=nothing),
-        description=RECIPES[name].summary if name in RECIPES else f"The configuration in {name}.",
+        description=textwrap.fill(
+            RECIPES[name].summary if name in RECIPES else f"The settings of {name}.", 79
+        ),
     )
     from nextvlad.train import Interrupted, train
 
@@ -155,7 +157,7 @@ def _evaluate(arguments: list[str]) -> int:
         precision: _Precision = "fp32",
         skip_damaged: bool = False,
     ) -> None:
-        """Hit@1, PERR, GAP and mAP of a checkpoint on labelled data, exact over the whole set.
+        """Hit@1, PERR, GAP and mAP of a checkpoint, exact over all of the labelled data.
 
         Args:
             checkpoint: Folder of a run (its best checkpoint is taken) or of one checkpoint.
@@ -246,7 +248,9 @@ def _check(arguments: list[str]) -> int:
         vocabulary: _File = None,
         workers: _Count = None,
     ) -> int:
-        """Verifies every record of a data set and shows what is in it; exit status 1 if damaged.
+        """Verifies every record of a data set and shows what is in it.
+
+        Exit status 1 if a record is damaged.
 
         Args:
             data: Files, folders, quoted globs, or .list files with one path a line.
@@ -264,7 +268,7 @@ def _check(arguments: list[str]) -> int:
 
 def _demo(arguments: list[str]) -> int:
     def demo(out: Path = Path("demo-run"), open_plots: bool = False) -> None:
-        """The whole job on embedded data: train, evaluate, predict, plots; about a minute on a CPU.
+        """The whole job on embedded data, end to end, in about a minute on a CPU.
 
         Args:
             out: Folder for everything it makes.
