@@ -74,9 +74,8 @@ def train(
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    torch.set_flush_denormal(True)  # denormal moments of Adam cost a fifth of a step
     device = distributed.pick_device(config.device)
-    with distributed.process_group(device), _signals() as stop:
+    with _flushed_denormals(), distributed.process_group(device), _signals() as stop:
         return _Run(config, out, device, init=init, resume=resume, resume_from=resume_from).go(stop)
 
 
@@ -561,6 +560,16 @@ def _check_same_run(folder: Path, config: TrainConfig) -> None:
             before_value = old[group].get(key)
             if before_value != value and distributed.is_main():
                 say(f"Changed since the checkpoint: {group}.{key} {_short(before_value)} -> {_short(value)}")
+
+
+@contextmanager
+def _flushed_denormals() -> Iterator[None]:
+    """Denormal moments of Adam cost a fifth of a step. The mode is the whole thread's, NumPy's too."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 class _Stop:
