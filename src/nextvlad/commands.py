@@ -126,9 +126,7 @@ def _train(arguments: list[str]) -> int:
         rest,
         f"train {name}",
         default=TrainCall(config=recipe_config, out=nothing),
-        description=textwrap.fill(
-            RECIPES[name].summary if name in RECIPES else f"The settings of {name}.", 79
-        ),
+        description=RECIPES[name].summary if name in RECIPES else f"The settings of {name}.",
     )
     from nextvlad.train import Interrupted, train
 

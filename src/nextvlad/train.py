@@ -266,8 +266,8 @@ class _Run:
         if not np.isfinite(value):
             videos = ", ".join(batch.video_ids[:20]) + (" ..." if batch.num_videos > 20 else "")
             raise TrainingError(
-                f"step {self.step + 1}: the loss is {value}. Videos of the batch: {videos}. Nothing was updated; "
-                "the last checkpoint is kept. Check these videos, lower optim.lr, or use --precision fp32."
+                f"step {self.step + 1}: the loss is {value}. Videos of the batch: {videos}. Nothing was "
+                "updated; the last checkpoint is kept. Check these videos, lower optim.lr, or use --precision fp32."
             )
         return value
 
