@@ -267,7 +267,8 @@ class _Run:
             videos = ", ".join(batch.video_ids[:20]) + (" ..." if batch.num_videos > 20 else "")
             raise TrainingError(
                 f"step {self.step + 1}: the loss is {value}. Videos of the batch: {videos}. Nothing was "
-                "updated; the last checkpoint is kept. Check these videos, lower optim.lr, or use --precision fp32."
+                "updated; the last checkpoint is kept. Check these videos, lower optim.lr, or use "
+                "--precision fp32."
             )
         return value
 
