@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -57,7 +59,7 @@ def test_segment_products_and_sums(lengths: list[int]) -> None:
     expected = torch.stack(
         [
             torch.einsum("np,nq->pq", left[start:end], right[start:end])
-            for start, end in zip(offsets[:-1], offsets[1:], strict=True)
+            for start, end in pairwise(offsets.tolist())
         ]
     )
     torch.testing.assert_close(found, expected)
@@ -65,4 +67,6 @@ def test_segment_products_and_sums(lengths: list[int]) -> None:
     got = torch.autograd.grad((found * weights).sum(), (left, right))
     wanted = torch.autograd.grad((expected * weights).sum(), (left, right))
     torch.testing.assert_close(got, wanted)
-    torch.testing.assert_close(segment_sum(left, offsets), torch.stack([left[s:e].sum(0) for s, e in zip(offsets[:-1], offsets[1:], strict=True)]))  # fmt: skip
+    torch.testing.assert_close(
+        segment_sum(left, offsets), torch.stack([left[s:e].sum(0) for s, e in pairwise(offsets.tolist())])
+    )

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_model import logits as reference_logits
 from torch.nn import functional
 
 from conftest import shared_path
@@ -16,14 +15,19 @@ from nextvlad import optim
 from nextvlad.config import NeXtVLADConfig, OptimConfig, StreamConfig
 from nextvlad.data.batch import FrameBatch, Frames
 from nextvlad.models import build_model, count_parameters
-from nextvlad.models.nextvlad import Branch, NeXtVLAD
+from nextvlad.models.nextvlad import Branch, Mixup, NeXtVLAD, mix_frames
 from nextvlad.recipes import RECIPES
 from originals import author_batch, author_model, paddle_batch, paddle_model
+from reference_model import logits as reference_logits
 
 SMALL = NeXtVLADConfig(
     streams=(StreamConfig(name="rgb", size=12), StreamConfig(name="audio", size=6, clusters=3, groups=2)),
-    num_classes=7, clusters=5, groups=4, hidden_size=16, gating_reduction=4,
-)  # fmt: skip
+    num_classes=7,
+    clusters=5,
+    groups=4,
+    hidden_size=16,
+    gating_reduction=4,
+)
 
 
 @pytest.fixture
@@ -99,7 +103,9 @@ def test_paddle_predictions(golden: Path) -> None:
     np.testing.assert_allclose(alone, z["out/pred_one_by_one"], rtol=0, atol=1e-5)
 
 
-def training_step(model: NeXtVLAD, adam: torch.optim.AdamW, batch: FrameBatch, config: OptimConfig, step: int, lr: float) -> tuple[float, dict[str, float]]:  # fmt: skip
+def training_step(
+    model: NeXtVLAD, adam: torch.optim.AdamW, batch: FrameBatch, config: OptimConfig, step: int, lr: float
+) -> tuple[float, dict[str, float]]:
     """One step as `train` makes it; loss and gradient norms before clipping."""
     model.train()
     adam.zero_grad()
@@ -151,11 +157,14 @@ def paddle_names() -> dict[str, str]:
             f"branches.{ours}.descriptor_norm": f"batch_norm_{2 * index + 1}",
         }
     return names | {
-        "hidden.weight": "hidden1_fc_weights", "hidden_norm": "batch_norm_4",
-        "gate.reduce.weight": "gating_fc1_weights", "gate.norm": "batch_norm_5",
+        "hidden.weight": "hidden1_fc_weights",
+        "hidden_norm": "batch_norm_4",
+        "gate.reduce.weight": "gating_fc1_weights",
+        "gate.norm": "batch_norm_5",
         "gate.expand.weight": "gating_fc2_weights",
-        "classifier.weight": "logits_clf_weights", "classifier.bias": "logits_clf_bias",
-    }  # fmt: skip
+        "classifier.weight": "logits_clf_weights",
+        "classifier.bias": "logits_clf_bias",
+    }
 
 
 def original_layout(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -174,14 +183,20 @@ def test_three_training_steps_of_paddle(golden: Path) -> None:
         assert loss == pytest.approx(float(z[f"step{step}/loss"][0]), rel=1e-4)
         if step == 0:
             for ours, theirs in names.items():
-                keys = {ours: theirs} if ours in norms else {f"{ours}.weight": f"{theirs}.w_0", f"{ours}.bias": f"{theirs}.b_0"}  # fmt: skip
+                keys = (
+                    {ours: theirs}
+                    if ours in norms
+                    else {f"{ours}.weight": f"{theirs}.w_0", f"{ours}.bias": f"{theirs}.b_0"}
+                )
                 for key, original in keys.items():
                     expected = float(z[f"step0/grad_norm/{original}"])
                     assert norms[key] == pytest.approx(expected, rel=1e-3, abs=1e-5), key
     state = model.state_dict()
     for ours, theirs in names.items():
         if ours in state:
-            compare_after_training(z, ours, original_layout(ours, state[ours]), f"step2/param/{theirs}", atol=ADAM_DIFFERENCE)  # fmt: skip
+            compare_after_training(
+                z, ours, original_layout(ours, state[ours]), f"step2/param/{theirs}", atol=ADAM_DIFFERENCE
+            )
             continue
         for key, original in (
             ("weight", "w_0"),
@@ -191,7 +206,13 @@ def test_three_training_steps_of_paddle(golden: Path) -> None:
         ):
             if "descriptor_norm" in ours and key == "bias":
                 continue  # its true gradient is zero: the next batch norm takes it out
-            compare_after_training(z, f"{ours}.{key}", state[f"{ours}.{key}"], f"step2/param/{theirs}.{original}", atol=tolerance(key))  # fmt: skip
+            compare_after_training(
+                z,
+                f"{ours}.{key}",
+                state[f"{ours}.{key}"],
+                f"step2/param/{theirs}.{original}",
+                atol=tolerance(key),
+            )
 
 
 def let_padding_into_statistics(branch: Branch, padding: torch.Tensor, count: int) -> None:
@@ -224,23 +245,41 @@ def test_three_training_steps_of_the_author(golden: Path, eigenvalues: Path) -> 
     np.testing.assert_allclose(losses, z["loss/label_loss"], rtol=1e-4)
     state = model.state_dict()
     for ours, theirs in {
-        "hidden_norm": "hidden1_bn", "gate.norm": "gating_bn",
-        "branches.rgb.assignment_norm": "video_VLAD/cluster_bn", "branches.audio.assignment_norm": "audio_VLAD/cluster_bn",
-        "branches.rgb.descriptor_norm": "video_VLAD/vlad_bn", "branches.audio.descriptor_norm": "audio_VLAD/vlad_bn",
-    }.items():  # fmt: skip
-        for key, original in {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}.items():  # fmt: skip
+        "hidden_norm": "hidden1_bn",
+        "gate.norm": "gating_bn",
+        "branches.rgb.assignment_norm": "video_VLAD/cluster_bn",
+        "branches.audio.assignment_norm": "audio_VLAD/cluster_bn",
+        "branches.rgb.descriptor_norm": "video_VLAD/vlad_bn",
+        "branches.audio.descriptor_norm": "audio_VLAD/vlad_bn",
+    }.items():
+        for key, original in {
+            "weight": "gamma",
+            "bias": "beta",
+            "running_mean": "moving_mean",
+            "running_var": "moving_variance",
+        }.items():
             if "descriptor_norm" in ours and key == "bias":
                 continue
-            compare_after_training(z, ours + key, state[f"{ours}.{key}"], f"after3/tower/{theirs}/{original}", atol=tolerance(key))  # fmt: skip
+            compare_after_training(
+                z,
+                ours + key,
+                state[f"{ours}.{key}"],
+                f"after3/tower/{theirs}/{original}",
+                atol=tolerance(key),
+            )
     for ours, theirs in {
-        "hidden.weight": "hidden1_weights", "gate.reduce.weight": "gating_weights_1",
-        "gate.expand.weight": "gating_weights_2", "classifier.weight": "fully_connected/weights",
+        "hidden.weight": "hidden1_weights",
+        "gate.reduce.weight": "gating_weights_1",
+        "gate.expand.weight": "gating_weights_2",
+        "classifier.weight": "fully_connected/weights",
         "classifier.bias": "fully_connected/biases",
         "branches.rgb.expansion.weight": "video_VLAD/fully_connected/weights",
         "branches.rgb.assignment.weight": "video_VLAD/cluster_weights",
         "branches.audio.attention.weight": "audio_VLAD/fully_connected_1/weights",
-    }.items():  # fmt: skip
-        compare_after_training(z, ours, original_layout(ours, state[ours]), f"after3/tower/{theirs}", atol=ADAM_DIFFERENCE)  # fmt: skip
+    }.items():
+        compare_after_training(
+            z, ours, original_layout(ours, state[ours]), f"after3/tower/{theirs}", atol=ADAM_DIFFERENCE
+        )
 
 
 @pytest.mark.parametrize("lengths", [(3, 2), (1, 4), (5, 0), (0, 3)])
@@ -296,3 +335,21 @@ def test_initial_weights_are_he_normal() -> None:
             fan_in = tensor.shape[1]
             assert float(tensor.std()) == pytest.approx((2 / fan_in) ** 0.5, rel=0.05), name
             assert float(tensor.abs().max()) < 2.3 * (2 / fan_in) ** 0.5, name
+
+
+def test_mixup_mixes_frame_by_frame() -> None:
+    x = torch.arange(7.0)[:, None]  # videos of 3, 0, 2 and 2 frames
+    offsets = torch.tensor([0, 3, 3, 5, 7])
+    weight = torch.tensor([[0.75], [0.5], [0.5], [0.0]])
+    mixed = mix_frames(x, offsets, Mixup(partner=torch.tensor([2, 0, 1, 0]), weight=weight))
+    # 0: with 3, 4, 3 (the shorter one starts again); 2: its partner has no frames; 3: all of video 0
+    expected = [0.75 * 0 + 0.25 * 3, 0.75 * 1 + 0.25 * 4, 0.75 * 2 + 0.25 * 3, 3, 4, 0, 1]
+    torch.testing.assert_close(mixed[:, 0], torch.tensor(expected))
+
+
+def test_mixup_of_weight_one_changes_nothing() -> None:
+    model = random_model()
+    batch = batch_of([random_video(3, 2, 0), random_video(5, 0, 1)])
+    with torch.no_grad():
+        mixed = model(batch, Mixup(partner=torch.tensor([1, 0]), weight=torch.ones(2, 1)))
+        torch.testing.assert_close(mixed, model(batch))

@@ -180,7 +180,11 @@ def test_bad_calls_have_their_message(data: dict[str, str], tmp_path: Path) -> N
 
     (tmp_path / "names.csv").write_text("index,name\n0,a\n1,b\n")
     named = replace(plain.data, vocabulary=str(tmp_path / "names.csv"))
-    refused(ConfigError, "2 classes, the model has 5", replace(plain, model=replace(plain.model, num_classes=5), data=named))
+    refused(
+        ConfigError,
+        "2 classes, the model has 5",
+        replace(plain, model=replace(plain.model, num_classes=5), data=named),
+    )
     unlabelled = make_data(tmp_path, "test", num_videos=8, labelled=False)
     refused(
         TrainingError,
