@@ -83,7 +83,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], config: OptimConfig) -> T
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norms = torch.stack(list(torch._foreach_norm(gradients)))
-    total = torch.linalg.vector_norm(norms)
+    total: Tensor = torch.linalg.vector_norm(norms)
     if config.clip == "global":
         torch._foreach_mul_(gradients, config.clip_norm / total.clamp(min=config.clip_norm))
     elif config.clip == "per_variable":
