@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -113,7 +112,8 @@ def _settings(
             workers=0,
         ),
         log_every=5,
-        threads=min(2, torch.get_num_threads()),
+        eval_every=100,
+        threads=1,  # these models are too small for a second thread to pay
     )
 
 
