@@ -40,7 +40,7 @@ ORDER = [
     "checkpoint",
     "optim",
     "evaluate",
-    "train predict",
+    "train predict import_checkpoint",
     "demo",
     "commands",
     "cli",

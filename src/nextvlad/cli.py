@@ -23,6 +23,7 @@ Usage: nextvlad VERB ...        (nextvlad VERB --help explains a verb)
   train      train or fine-tune a model
   evaluate   Hit@1, PERR, GAP and mAP of a checkpoint on labelled data
   predict    the best labels of each video: .jsonl, .csv, .parquet or .pkl file
+  import     a checkpoint of PaddleVideo or TensorFlow becomes one of ours
 
 DATA is files, directories, quoted globs, or .list files with one path a line.
 A CHECKPOINT is the folder of a run, or one of the checkpoints inside it.

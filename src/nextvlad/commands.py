@@ -280,6 +280,31 @@ def _demo(arguments: list[str]) -> int:
     return 0
 
 
+def _import(arguments: list[str]) -> int:
+    def import_(
+        source: Annotated[Path, tyro.conf.Positional, _option("SOURCE")],
+        out: Annotated[Path, tyro.conf.Positional, _option("OUT")],
+        eigenvalues: _File = None,
+        vocabulary: _File = None,
+    ) -> None:
+        """A trained NeXtVLAD of PaddleVideo or of the author's TensorFlow code becomes a checkpoint folder.
+
+        Args:
+            source: Paddle: the folder, file or .tar.gz as published (v1.5, v1.6 or v1.7+). TensorFlow: the
+                folder or prefix of the checkpoint.
+            out: A new checkpoint folder.
+            eigenvalues: .npy of the eigenvalues of YouTube-8M's PCA (eigenvals.npy); a TensorFlow checkpoint
+                does not hold them.
+            vocabulary: CSV with class names, kept with the checkpoint.
+        """
+        from nextvlad.import_checkpoint import import_checkpoint
+
+        import_checkpoint(source, out, eigenvalues=eigenvalues, vocabulary=vocabulary)
+
+    _parse(import_, arguments, "import")
+    return 0
+
+
 def _given(data: tuple[str, ...]) -> tuple[str, ...]:
     if not data:
         raise UsageError("no DATA given; wanted files, directories, quoted globs or .list files.")
@@ -292,5 +317,6 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "evaluate": _evaluate,
     "predict": _predict,
+    "import": _import,
 }
 """By name, in the order a user meets them."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,11 +29,11 @@ from nextvlad.data.batch import FrameBatch
 from nextvlad.data.loader import FrameLoader, count_examples, peek_streams
 from nextvlad.data.sources import expand, read
 from nextvlad.data.vocabulary import Vocabulary
-from nextvlad.errors import CheckpointError, ConfigError, DataError, OutputError, TrainingError, UsageError
-from nextvlad.evaluate import autocast, score, tell_damage
+from nextvlad.errors import CheckpointError, ConfigError, OutputError, RecordError, TrainingError, UsageError
+from nextvlad.evaluate import autocast, check_scored, score, tell_damage
 from nextvlad.files import write_json
 from nextvlad.models import Model, build_model, count_parameters
-from nextvlad.models.nextvlad import Mixup
+from nextvlad.models.nextvlad import Mixup, read_whitening_factors
 from nextvlad.progress import ProgressBar, say
 
 _LOOK_AT = 1000  # videos looked at for labels before a long training starts
@@ -66,7 +66,7 @@ def train(
         resume_from: go on from this checkpoint of the same run.
 
     Returns:
-        The last validation metrics, or the last training loss where there is no validation data.
+        The last validation metrics; empty without validation data, or when a resumed run was at its end.
 
     Raises:
         NextvladError: as its message says; the last checkpoint is kept.
@@ -93,7 +93,7 @@ class _Run:
         resume_from: Path | None,
     ) -> None:
         self.out, self.device = out, device
-        self.start_from = _place_to_resume(out, resume=resume, resume_from=resume_from, init=init)
+        self.start_from = _place_to_resume(out, resume=resume, resume_from=resume_from)
         config, self.vocabulary = settle(config, init=init)
         self.config = config
         world = distributed.world_size()
@@ -126,8 +126,12 @@ class _Run:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.step = int(state.values.get("step", 0))
         self.examples = int(state.values.get("examples", 0))
-        self.best: dict[str, Any] | None = state.values.get("best")
+        # A best checkpoint counts only where it is: this may be another folder than the one resumed from.
+        self.best: dict[str, Any] | None = state.values.get("best") if (out / "best").exists() else None
         self.evaluated_at = int(state.values.get("evaluated_at", 0))
+        self.loss_sum, self.loss_count = state.values.get("loss_since_log", (0.0, 0))
+        self.num_valid: int | None = None
+        self.valid_damage: list[RecordError] = []
         self.loader = FrameLoader(
             config.data.train,
             streams=config.model.streams,
@@ -143,7 +147,7 @@ class _Run:
             rank=distributed.rank(),
             world_size=world,
             skip_damaged=config.data.skip_damaged,
-            position=state.values["positions"][distributed.rank()] if state.values else None,
+            position=_own_position(self.start_from, state),
         )
         self.random = torch.Generator().manual_seed(config.seed * 1009 + 7 + distributed.rank())
         torch.manual_seed(config.seed * 1009 + distributed.rank())
@@ -155,6 +159,7 @@ class _Run:
             DistributedDataParallel(self.model, broadcast_buffers=False) if world > 1 else self.model
         )
         self.saved_at = time.monotonic()
+        self.saved_step: int | None = None
 
     def _start_weights(self, init: Path | None) -> None:
         eigenvalues = self.config.data.eigenvalues
@@ -179,7 +184,7 @@ class _Run:
             self._describe()
         config, model = self.config, self.model
         result: dict[str, Any] = {}
-        loss_sum, loss_count, since = 0.0, 0, time.monotonic()
+        since, since_videos = time.monotonic(), 0
         per_epoch = self.num_examples
         batch_size = config.data.batch_size
         with (
@@ -197,8 +202,8 @@ class _Run:
             batches = iter(self.loader)
             while config.steps is None or self.step < config.steps:
                 batch = next(batches, None)
-                here = torch.tensor([batch.num_videos if batch else 0, stop.signum], device=self.device)
-                num_videos, signum = distributed.sum_over_ranks(here).tolist()
+                here = torch.tensor(batch.num_videos if batch else 0, device=self.device)
+                num_videos = int(distributed.sum_over_ranks(here))
                 if num_videos == 0:
                     break
                 if batch is None:
@@ -212,40 +217,56 @@ class _Run:
                     total_examples=self.total_examples,
                 )
                 loss = self._backward(batch, num_videos)
-                self._update(lr)
+                self._update(lr, batch)
                 self.step += 1
                 self.examples += num_videos
-                loss_sum, loss_count = loss_sum + loss * num_videos, loss_count + num_videos
+                self.loss_sum += loss * num_videos
+                self.loss_count += num_videos
+                since_videos += num_videos
                 bar.advance(num_videos, f"epoch {self.examples / per_epoch:.2f} loss {loss:.3f} lr {lr:.2g}")
 
-                if self.step % config.log_every == 0 and distributed.is_main():
-                    rate = loss_count / (time.monotonic() - since)
+                if self.step % config.log_every == 0:
                     row = {
                         "kind": "train",
                         "step": self.step,
                         "examples": self.examples,
                         "epoch": self.examples / per_epoch,
-                        "loss": loss_sum / loss_count,
+                        "loss": self.loss_sum / self.loss_count,
                         "lr": lr,
-                        "examples_per_second": rate,
+                        "examples_per_second": since_videos / (time.monotonic() - since),
                     }
                     _log(log, board, row)
-                    loss_sum, loss_count, since = 0.0, 0, time.monotonic()
-                if config.data.valid and self._evaluation_due():
+                    self.loss_sum, self.loss_count = 0.0, 0
+                    since, since_videos = time.monotonic(), 0
+                if config.data.valid and self._evaluation_due(num_videos):
                     result = self._evaluate(log, board)
-                    since = time.monotonic()
-                if signum or distributed.any_rank(stop.signum != 0, self.device):
+                    since, since_videos = time.monotonic(), 0
+                asked, due = self._ask_all_ranks(stop)
+                if (asked or due) and self.saved_step != self.step:
                     self._save()
+                if asked:
                     raise Interrupted(stop.signum or signal.SIGTERM)
-                if time.monotonic() - self.saved_at > 60 * config.save_every_minutes:
-                    self._save()
             if config.data.valid and self.evaluated_at != self.step:
                 result = self._evaluate(log, board)
-        self._save()
-        if distributed.is_main():
-            tell_damage(self.loader.damage)
+        if self.saved_step != self.step:
+            self._save()
+        damage = distributed.gather_objects([*self.loader.damage, *self.valid_damage])
+        if damage is not None:
+            tell_damage([error for of_rank in damage for error in of_rank])
             self._say_farewell()
         return result
+
+    def _ask_all_ranks(self, stop: _Stop) -> tuple[bool, bool]:
+        """Whether to stop, and whether it is time to save: the same answer on every rank.
+
+        Saving takes all ranks, and their clocks differ, so the first rank's decides.
+        """
+        due = distributed.is_main() and (
+            time.monotonic() - self.saved_at > 60 * self.config.save_every_minutes
+        )
+        wishes = torch.tensor([stop.signum != 0, due], dtype=torch.int64, device=self.device)
+        asked, due = (bool(votes) for votes in distributed.sum_over_ranks(wishes).tolist())
+        return asked, due
 
     def _backward(self, batch: FrameBatch, num_videos: int) -> float:
         """Gradients of the loss averaged over all ranks' `num_videos`; returns that loss."""
@@ -264,19 +285,24 @@ class _Run:
         self.scaler.scale(loss * distributed.world_size()).backward()  # type: ignore[no-untyped-call]
         value = float(distributed.sum_over_ranks(loss.detach().double()))
         if not np.isfinite(value):
-            videos = ", ".join(batch.video_ids[:20]) + (" ..." if batch.num_videos > 20 else "")
-            raise TrainingError(
-                f"step {self.step + 1}: the loss is {value}. Videos of the batch: {videos}. Nothing was "
-                "updated; the last checkpoint is kept. Check these videos, lower optim.lr, or use "
-                "--precision fp32."
-            )
+            raise self._not_finite(f"the loss is {value}", batch)
         return value
 
-    def _update(self, lr: float) -> None:
+    def _not_finite(self, what: str, batch: FrameBatch) -> TrainingError:
+        videos = ", ".join(batch.video_ids[:20]) + (" ..." if batch.num_videos > 20 else "")
+        return TrainingError(
+            f"step {self.step + 1}: {what}. Videos of the batch: {videos}. Nothing was updated; the last "
+            "checkpoint is kept. Check these videos, lower optim.lr, or use --precision fp32."
+        )
+
+    def _update(self, lr: float, batch: FrameBatch) -> None:
         optim.prepare_step(self.optimizer, self.config.optim, step=self.step + 1, lr=lr)
         self.scaler.unscale_(self.optimizer)
         optim.add_l2_gradient(self.model.classifier, self.config.optim.l2)
-        optim.clip_gradients(self.model.parameters(), self.config.optim)
+        norm = optim.clip_gradients(self.model.parameters(), self.config.optim)
+        # With loss scaling the scaler skips such a step, lowers its scale and goes on.
+        if not self.scaler.is_enabled() and not bool(torch.isfinite(norm)):
+            raise self._not_finite(f"the norm of the gradient is {float(norm)}", batch)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
@@ -290,15 +316,18 @@ class _Run:
         partner = torch.from_numpy(numbers.permutation(num_videos))
         return Mixup(partner.to(self.device), torch.from_numpy(weight).to(self.device))
 
-    def _evaluation_due(self) -> bool:
+    def _evaluation_due(self, num_videos: int) -> bool:
+        """After a step of `num_videos`: every `eval_every` steps, or where an epoch ended in it."""
         if self.config.eval_every is not None:
             return self.step % self.config.eval_every == 0
-        before = self.examples - self.config.data.batch_size
-        return self.examples // self.num_examples > max(before, 0) // self.num_examples
+        before = self.examples - num_videos
+        return self.examples // self.num_examples > before // self.num_examples
 
-    def _evaluate(self, log: IO[str] | None, board: Any) -> dict[str, Any]:
+    def _evaluate(self, log: IO[bytes] | None, board: Any) -> dict[str, Any]:
         config = self.config
         self.model.eval()
+        if self.num_valid is None:
+            self.num_valid = count_examples(config.data.valid, skip_damaged=config.data.skip_damaged)
         with FrameLoader(
             config.data.valid,
             streams=config.model.streams,
@@ -311,11 +340,7 @@ class _Run:
             world_size=distributed.world_size(),
             skip_damaged=config.data.skip_damaged,
         ) as loader:
-            small = (
-                count_examples(config.data.valid, skip_damaged=config.data.skip_damaged)
-                * config.model.num_classes
-                <= _LARGEST_MAP
-            )
+            small = self.num_valid * config.model.num_classes <= _LARGEST_MAP
             result: dict[str, Any] = score(
                 self.model,
                 loader,
@@ -324,8 +349,8 @@ class _Run:
                 with_map=small or config.best_by == "map",
                 show=False,
             )
-        if not result["num_videos"]:
-            raise DataError(f"{' '.join(config.data.valid)}: no videos in the validation data.")
+        check_scored(result, config.data.valid)
+        self.valid_damage = loader.damage
         self.evaluated_at = self.step
         value = result[config.best_by]
         better = self.best is None or (
@@ -360,6 +385,7 @@ class _Run:
 
     def _save(self, *, best: bool = False) -> None:
         """The whole state as a new checkpoint; `last` (and `best`) lead to it afterwards."""
+        self.saved_step = self.step
         states = distributed.gather_objects(
             (
                 self.loader.position(),
@@ -382,6 +408,7 @@ class _Run:
                 "examples": self.examples,
                 "evaluated_at": self.evaluated_at,
                 "best": self.best,
+                "loss_since_log": (self.loss_sum, self.loss_count),
                 "num_train_examples": self.num_examples,
                 "scaler": self.scaler.state_dict(),
                 "positions": [position for position, *_ in states],
@@ -463,7 +490,7 @@ def settle(config: TrainConfig, *, init: Path | None) -> tuple[TrainConfig, Voca
         )
     expand(config.data.train)
     if config.data.valid:
-        expand(config.data.valid)
+        _look_at_labels(config.data.valid, "validation", skip_damaged=config.data.skip_damaged)
     vocabulary = Vocabulary.load(Path(config.data.vocabulary)) if config.data.vocabulary else None
     model = config.model
     if init is not None:
@@ -480,19 +507,26 @@ def settle(config: TrainConfig, *, init: Path | None) -> tuple[TrainConfig, Voca
         model = replace(theirs, num_classes=num_classes, **dropped)  # type: ignore[arg-type]
     if not model.streams:
         model = with_streams(model, peek_streams(config.data.train, skip_damaged=config.data.skip_damaged), 0)
-    largest = _look_at_labels(config, all_of_them=vocabulary is None and not model.num_classes)
+    largest = _look_at_labels(
+        config.data.train,
+        "training",
+        skip_damaged=config.data.skip_damaged,
+        all_of_them=vocabulary is None and not model.num_classes,
+    )
     if vocabulary is not None and model.num_classes:
         vocabulary.check_size(model.num_classes, where=config.data.vocabulary or "vocabulary")
     model = with_streams(model, (), len(vocabulary) if vocabulary else largest + 1)
     return replace(config, model=model), vocabulary
 
 
-def _look_at_labels(config: TrainConfig, *, all_of_them: bool) -> int:
+def _look_at_labels(
+    data: Sequence[str], purpose: str, *, skip_damaged: bool, all_of_them: bool = False
+) -> int:
     """The largest label among the first videos, or all; TrainingError if there is none."""
     largest = seen = 0
     labelled = False
-    skip = (lambda error: None) if config.data.skip_damaged else None
-    for record in read(config.data.train, max_frames=1, on_damage=skip):
+    skip = (lambda error: None) if skip_damaged else None
+    for record in read(data, max_frames=1, on_damage=skip):
         seen += 1
         if len(record.labels):
             labelled = True
@@ -501,8 +535,8 @@ def _look_at_labels(config: TrainConfig, *, all_of_them: bool) -> int:
             break
     if not labelled:
         raise TrainingError(
-            f"{' '.join(config.data.train)}: no labels in the first {seen:,} videos; wanted labelled "
-            "training data (is this a test split?)."
+            f"{' '.join(data)}: no labels in the first {seen:,} videos; wanted labelled {purpose} data "
+            "(is this a test split?)."
         )
     return largest
 
@@ -517,21 +551,18 @@ def undo_whitening(model: Model, path: Path) -> None:
     if "rgb" not in model.branches:
         raise UsageError("--data.eigenvalues belongs to a stream called rgb, and this model has none.")
     preprocess = model.preprocessing("rgb")
-    size = len(preprocess.scale)
-    try:
-        values = np.asarray(np.load(path, allow_pickle=False), dtype=np.float64).ravel()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read as a .npy array ({error}).") from error
-    if len(values) < size or not (values[:size] > 0).all():
-        raise UsageError(f"{path}: {len(values)} values; wanted at least {size} positive eigenvalues.")
-    preprocess.undo_whitening(np.sqrt(values[:size]) + 1e-4)
+    preprocess.undo_whitening(read_whitening_factors(path, len(preprocess.scale)))
 
 
-def _place_to_resume(out: Path, *, resume: bool, resume_from: Path | None, init: Path | None) -> Path | None:
-    if init is not None and (resume or resume_from):
-        raise UsageError("--init starts a new run and --resume goes on with one; pass one of them.")
+def _place_to_resume(out: Path, *, resume: bool, resume_from: Path | None) -> Path | None:
     if resume_from is not None:
-        return checkpoint.resolve(resume_from).resolve()
+        place = checkpoint.resolve(resume_from).resolve()
+        if (out / "last").exists() and not place.is_relative_to(out.resolve()):
+            raise UsageError(
+                f"{out}: holds another run than that of {resume_from}; going on would overwrite it. Choose "
+                "another --out."
+            )
+        return place
     if resume:
         if not (out / "last").exists():
             raise UsageError(f"{out}: nothing to resume from (no `last` in it). Start without --resume.")
@@ -539,6 +570,22 @@ def _place_to_resume(out: Path, *, resume: bool, resume_from: Path | None, init:
     if (out / "last").exists():
         raise UsageError(f"{out}: holds a run already. Go on with it (--resume), or choose another --out.")
     return None
+
+
+def _own_position(folder: Path | None, state: checkpoint.TrainingState) -> dict[str, Any] | None:
+    """This rank's place in the data; ConfigError if the run had another number of processes."""
+    if folder is None:
+        return None
+    positions = state.values.get("positions")
+    if not isinstance(positions, list):
+        raise CheckpointError(f"{folder / 'training.json'}: no place in the data; the checkpoint is damaged.")
+    if len(positions) != distributed.world_size():
+        raise ConfigError(
+            f"{folder}: the run had {len(positions)} process(es) and now has {distributed.world_size()}; the "
+            "order of the videos depends on it. Give the same number, or start without --resume."
+        )
+    position: dict[str, Any] = positions[distributed.rank()]
+    return position
 
 
 def _check_same_run(folder: Path, config: TrainConfig) -> None:
@@ -599,20 +646,29 @@ def _signals() -> Iterator[_Stop]:
 
 
 @contextmanager
-def _open_log(path: Path, step: int) -> Iterator[IO[str] | None]:
-    """metrics.jsonl, cut back to what was known at `step`."""
+def _open_log(path: Path, step: int) -> Iterator[IO[bytes] | None]:
+    """metrics.jsonl, cut back to what was known at `step`; unbuffered, so that a full disk is met once."""
     if not distributed.is_main():
         yield None
         return
-    kept = []
-    if step and path.exists():
-        kept = [
-            line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step
-        ]
-    with path.open("w", encoding="utf-8") as log:
-        log.writelines(line + "\n" for line in kept)
-        log.flush()
+    aside = path.with_name(f".{path.name}.incomplete")
+    try:
+        lines = path.read_bytes().splitlines(keepends=True) if step and path.exists() else []
+        aside.write_bytes(b"".join(line for line in lines if _is_row_up_to(line, step)))
+        aside.replace(path)
+        log = path.open("ab", buffering=0)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error}).") from error
+    with log:
         yield log
+
+
+def _is_row_up_to(line: bytes, step: int) -> bool:
+    """Whether a line of metrics.jsonl is a whole row of `step` or before; a kill may have cut the last."""
+    try:
+        return bool(json.loads(line)["step"] <= step) and line.endswith(b"\n")
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 @contextmanager
@@ -631,10 +687,14 @@ def _tensorboard(config: TrainConfig, out: Path) -> Iterator[Any]:
         writer.close()
 
 
-def _log(log: IO[str] | None, board: Any, row: dict[str, Any]) -> None:
+def _log(log: IO[bytes] | None, board: Any, row: dict[str, Any]) -> None:
     if log is not None:
-        log.write(json.dumps(row) + "\n")
-        log.flush()
+        try:
+            log.write(json.dumps(row).encode() + b"\n")
+        except OSError as error:
+            raise OutputError(
+                f"{log.name}: cannot be written ({error.strerror or error}). Free some space, then --resume."
+            ) from error
     if board is not None:
         for key, value in row.items():
             if isinstance(value, float):

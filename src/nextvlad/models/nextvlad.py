@@ -10,16 +10,19 @@ not, nor do we.) In evaluation a video's result depends on nothing but its own f
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from nextvlad.config import NeXtVLADConfig, StreamConfig
 from nextvlad.data.batch import FrameBatch, Frames
 from nextvlad.data.vocabulary import Vocabulary
+from nextvlad.errors import UsageError
 from nextvlad.models.layers import (
     BatchNorm,
     ContextGate,
@@ -82,7 +85,7 @@ class Preprocessing(nn.Module):
         self.register_buffer("scale", torch.full((size,), QUANTISATION_STEP))
         self.register_buffer("offset", torch.full((size,), QUANTISATION_SHIFT))
 
-    def undo_whitening(self, factors: np.ndarray) -> None:
+    def undo_whitening(self, factors: NDArray[np.floating]) -> None:
         """From now on (dequantised - 4/512) x factors, as both originals feed rgb.
 
         Args:
@@ -97,6 +100,29 @@ class Preprocessing(nn.Module):
         if values.dtype != torch.uint8:
             return values.float()
         return torch.addcmul(self.offset, values.float(), self.scale)
+
+
+def read_whitening_factors(path: Path, size: int) -> NDArray[np.float64]:
+    """What reverse whitening multiplies each dimension by: sqrt(eigenvalue) + 1e-4.
+
+    Args:
+        path: .npy of at least `size` eigenvalues of YouTube-8M's PCA, largest first (eigenvals.npy).
+        size: D of the rgb stream.
+
+    Returns:
+        [size] float64.
+
+    Raises:
+        UsageError: not a .npy file, or too few or non-positive values.
+    """
+    try:
+        values = np.asarray(np.load(path, allow_pickle=False), dtype=np.float64).ravel()
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(f"{path}: cannot be read as a .npy array ({error}).") from error
+    if len(values) < size or not (values[:size] > 0).all():
+        raise UsageError(f"{path}: {len(values)} values; wanted at least {size} positive eigenvalues.")
+    factors: NDArray[np.float64] = np.sqrt(values[:size]) + 1e-4
+    return factors
 
 
 class Branch(nn.Module):
