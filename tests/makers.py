@@ -1,7 +1,8 @@
-"""Small made-up data sets, written with the project's own writer in milliseconds."""
+"""Small made-up data sets, written with the project's own writer in milliseconds, and ways to run on them."""
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -65,3 +66,11 @@ def nextvlad(*arguments: object, timeout: float = 120, **more: Any) -> subproces
         check=False,
         **more,
     )
+
+
+def free_port() -> int:
+    """A port for the processes of one test to meet at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -65,6 +65,13 @@ def test_links_and_clean_up(tmp_path: Path) -> None:
     moved.rename(tmp_path)
 
 
+def test_something_in_the_way_of_a_link(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "checkpoints" / "step-1")
+    (tmp_path / "last").mkdir()
+    with pytest.raises(OutputError, match=r"last: cannot be made a link to .*step-1"):
+        checkpoint.point(tmp_path / "last", folder)
+
+
 def test_not_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
         checkpoint.load(tmp_path / "nothing")
@@ -164,6 +171,18 @@ def test_fine_tuning_matches_classes_by_name(tmp_path: Path) -> None:
     torch.testing.assert_close(model.classifier.weight[2], theirs.classifier.weight[0])
     torch.testing.assert_close(model.classifier.weight[1], before[1])
     torch.testing.assert_close(model.hidden.weight, theirs.hidden.weight)  # type: ignore[union-attr]
+
+
+def test_fine_tuning_where_names_repeat(tmp_path: Path) -> None:
+    twins = Vocabulary(("cat", "cat", "owl"))
+    folder = saved(tmp_path / "c", vocabulary=twins)
+    theirs = checkpoint.load(folder)
+    same = build_model(CONFIG)
+    assert checkpoint.initialise(same, folder, twins).classes_matched == 3
+    torch.testing.assert_close(same.classifier.weight, theirs.classifier.weight)
+    other = build_model(CONFIG)
+    assert checkpoint.initialise(other, folder, Vocabulary(("owl", "cat", "dog"))).classes_matched == 1
+    torch.testing.assert_close(other.classifier.weight[0], theirs.classifier.weight[2])
 
 
 def test_fine_tuning_without_names(tmp_path: Path) -> None:

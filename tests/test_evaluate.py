@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from makers import make_data
+from makers import free_port, make_data
 from nextvlad import checkpoint, metrics
 from nextvlad.config import NeXtVLADConfig, StreamConfig
 from nextvlad.data.batch import collate
@@ -150,7 +150,7 @@ def test_paddles_model_on_paddles_videos(golden: Path, tmp_path: Path) -> None:
 def test_two_processes_give_one_processs_numbers(folder: Path, tmp_path: Path) -> None:
     """As torchrun starts them; three shards for two ranks, so that their shares differ."""
     environment = dict(
-        os.environ, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="29537", OMP_NUM_THREADS="1"
+        os.environ, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), OMP_NUM_THREADS="1"
     )
     command = [sys.executable, "-W", "error", "-m", "nextvlad", "evaluate", str(folder / "model"),
                str(folder / "test-*"), "--workers", "0", "--batch-size", "4"]  # fmt: skip

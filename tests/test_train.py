@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from makers import make_data, nextvlad
-from nextvlad import checkpoint
+from makers import free_port, make_data, nextvlad
+from nextvlad import checkpoint, optim
 from nextvlad.config import DataConfig, NeXtVLADConfig, OptimConfig, TrainConfig
-from nextvlad.errors import ConfigError, NextvladError, TrainingError, UsageError
-from nextvlad.train import train
+from nextvlad.errors import ConfigError, NextvladError, OutputError, TrainingError, UsageError
+from nextvlad.train import _log, train
 
 
 @pytest.fixture(scope="module")
@@ -80,17 +79,20 @@ def test_learns_and_keeps_what_it_says(data: dict[str, str], tmp_path: Path) -> 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop_at", [3, 11])
 def test_resuming_is_bit_identical(data: dict[str, str], tmp_path: Path, workers: int, stop_at: int) -> None:
-    whole = config(data)
+    whole = config(data, log_every=4)  # a stop falls between two rows
     whole = replace(whole, data=replace(whole.data, workers=workers))
     train(whole, tmp_path / "whole")
     train(replace(whole, steps=stop_at), tmp_path / "parts")
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as log:
+        log.write('{"kind": "train", "st')  # as a kill may leave it
     train(whole, tmp_path / "parts", resume=True)
     assert_same(tmp_path / "whole" / "last", tmp_path / "parts" / "last")
-    drop = ("examples_per_second",)
-    for kind in ("train",):
-        one, other = rows(tmp_path / "whole", kind), rows(tmp_path / "parts", kind)
-        strip = [[{k: v for k, v in row.items() if k not in drop} for row in side] for side in (one, other)]
-        assert strip[0] == strip[1]
+    one, other = (
+        [*rows(tmp_path / run, "train"), *rows(tmp_path / run, "valid")] for run in ("whole", "parts")
+    )
+    for row in (*one, *other):
+        row.pop("examples_per_second", None)
+    assert one == [row for row in other if row["kind"] == "train" or row["step"] != stop_at]
 
 
 def test_same_seed_same_bits_other_seed_other_bits(data: dict[str, str], tmp_path: Path) -> None:
@@ -126,6 +128,65 @@ def test_a_signal_saves_and_resuming_ends_the_same(data: dict[str, str], tmp_pat
     assert nextvlad(*arguments, "--out", tmp_path / "run", "--resume").returncode == 0
     assert nextvlad(*arguments, "--out", tmp_path / "whole").returncode == 0
     assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_resuming_with_loss_scaling_is_bit_identical(data: dict[str, str], tmp_path: Path) -> None:
+    """Although the scaler skips the first steps, which Adam does not count."""
+    whole = config(data, precision="fp16", epochs=3)
+    train(replace(whole, steps=9), tmp_path / "parts")
+    state = checkpoint.read_training_state(tmp_path / "parts" / "last")
+    assert 0 < state.tensors["step.hidden.weight"] < 9
+    train(whole, tmp_path / "parts", resume=True)
+    train(whole, tmp_path / "whole")
+    assert_same(tmp_path / "whole" / "last", tmp_path / "parts" / "last")
+
+
+def test_a_fine_tuning_run_resumes_with_the_same_command(data: dict[str, str], tmp_path: Path) -> None:
+    first = config(data, epochs=1, model=replace(config(data).model, hidden_size=32))
+    train(first, tmp_path / "first")
+    tuned = config(data, epochs=2)
+    train(tuned, tmp_path / "whole", init=tmp_path / "first")
+    train(replace(tuned, steps=4), tmp_path / "parts", init=tmp_path / "first")
+    train(tuned, tmp_path / "parts", init=tmp_path / "first", resume=True)
+    assert_same(tmp_path / "whole" / "last", tmp_path / "parts" / "last")
+
+
+def test_resuming_into_another_folder(data: dict[str, str], tmp_path: Path) -> None:
+    train(config(data, epochs=1), tmp_path / "run")
+    train(config(data, epochs=2), tmp_path / "other", resume_from=tmp_path / "run")
+    assert (tmp_path / "other" / "best").exists()
+    with pytest.raises(UsageError, match="other: holds another run"):
+        train(config(data, epochs=3), tmp_path / "other", resume_from=tmp_path / "run")
+
+
+def test_saving_by_the_clock_and_once_a_step(data: dict[str, str], tmp_path: Path, monkeypatch: Any) -> None:
+    saved: list[str] = []
+    save = checkpoint.save
+
+    def spy(folder: Path, *given: Any, **more: Any) -> None:
+        saved.append(folder.name)
+        save(folder, *given, **more)
+
+    monkeypatch.setattr(checkpoint, "save", spy)
+    train(config(data, epochs=1), tmp_path / "seldom")
+    assert saved == ["step-00000006"]
+    saved.clear()
+    train(config(data, epochs=1, steps=3, save_every_minutes=1e-9), tmp_path / "often")
+    assert saved == ["step-00000001", "step-00000002", "step-00000003", "step-00000003-2"]
+    assert (tmp_path / "often" / "best").resolve().name == "step-00000003-2"
+
+
+def test_a_non_finite_gradient_is_not_applied(data: dict[str, str], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(optim, "clip_gradients", lambda *given: torch.tensor(float("nan")))
+    with pytest.raises(TrainingError, match=r"step 1: the norm of the gradient is nan.*v0"):
+        train(config(data), tmp_path / "run")
+    assert not (tmp_path / "run" / "last").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_under_the_log() -> None:
+    with open("/dev/full", "wb", buffering=0) as log, pytest.raises(OutputError, match="No space left"):
+        _log(log, None, {"kind": "train"})
 
 
 def test_a_non_finite_loss_names_the_videos(data: dict[str, str], tmp_path: Path) -> None:
@@ -171,7 +232,6 @@ def test_bad_calls_have_their_message(data: dict[str, str], tmp_path: Path) -> N
     refused(UsageError, "no training data", replace(plain, data=DataConfig()))
     refused(UsageError, "nowhere", replace(plain, data=DataConfig(train=("nowhere*",))))
     refused(UsageError, "nothing to resume", plain, resume=True)
-    refused(UsageError, "pass one of them", plain, resume=True, init=tmp_path)
     train(replace(plain, steps=1), tmp_path / "run")
     with pytest.raises(UsageError, match="holds a run already"):
         train(plain, tmp_path / "run")
@@ -192,6 +252,22 @@ def test_bad_calls_have_their_message(data: dict[str, str], tmp_path: Path) -> N
         "no labels in the first 8 videos",
         replace(plain, data=replace(plain.data, train=(unlabelled,))),
     )
+    refused(
+        TrainingError,
+        "no labels in the first 8 videos; wanted labelled validation data",
+        replace(plain, data=replace(plain.data, valid=(unlabelled,))),
+    )
+    (tmp_path / "notes.npy").touch()
+    refused(
+        UsageError,
+        r"notes\.npy: cannot be read as a \.npy array",
+        replace(plain, data=replace(plain.data, eigenvalues=str(tmp_path / "notes.npy"))),
+    )
+    state = tmp_path / "run" / "last" / "training.json"
+    values = json.loads(state.read_text())
+    state.write_text(json.dumps(values | {"positions": values["positions"] * 2}))
+    with pytest.raises(ConfigError, match=r"had 2 process\(es\) and now has 1"):
+        train(plain, tmp_path / "run", resume=True)
 
 
 def test_streams_and_classes_come_from_the_data(data: dict[str, str], tmp_path: Path) -> None:
@@ -205,13 +281,6 @@ def test_tensorboard(data: dict[str, str], tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     train(config(data, epochs=1, tensorboard=True), tmp_path / "run")
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 TWO_PROCESSES = """

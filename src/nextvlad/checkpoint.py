@@ -179,11 +179,21 @@ def load_weights(model: Model, folder: Path) -> None:
 
 
 def point(link: Path, target: Path) -> None:
-    """Makes `link` lead to `target` (its neighbour or below), in one step."""
+    """Makes `link` lead to `target` (its neighbour or below), in one step.
+
+    Raises:
+        OutputError: no link can be made there, or something that is no link is in the way.
+    """
     temporary = link.with_name(f".{link.name}.new")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
-    temporary.replace(link)
+    try:
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
+        temporary.replace(link)
+    except OSError as error:
+        raise OutputError(
+            f"{link}: cannot be made a link to {target} ({error.strerror or error}). The checkpoint is "
+            "whole; remove what is in the way, or choose a file system that has links."
+        ) from error
 
 
 def remove_unlinked(run: Path) -> None:
@@ -248,8 +258,10 @@ def _matching_rows(
     """Pairs (my class, their class) that mean the same."""
     if theirs is None or mine is None:
         return [(index, index) for index in range(num_mine)] if num_mine == num_theirs else []
-    where = {name: index for index, name in enumerate(theirs.names)}
-    return [(index, where[name]) for index, name in enumerate(mine.names) if name in where]
+    if theirs == mine:  # also where names repeat
+        return [(index, index) for index in range(num_mine)]
+    where = theirs.index_of()
+    return [(index, where[name]) for name, index in mine.index_of().items() if name in where]
 
 
 def _read_header(folder: Path) -> Mapping[str, Any]:

@@ -95,7 +95,7 @@ class NeXtVLADConfig:
     """Tells model configurations apart in files."""
     streams: tuple[StreamConfig, ...] = ()
     """The feature streams, in the order their descriptors are concatenated. Empty: taken from the
-    first record of the training data."""
+    first records of the training data."""
     num_classes: int = 0
     """C. 0: taken from the vocabulary, else the largest label of the training data plus one."""
     clusters: int = 128
@@ -167,7 +167,7 @@ class MeanPoolConfig:
     kind: Literal["mean_pool"] = "mean_pool"
     """Tells model configurations apart in files."""
     streams: tuple[StreamConfig, ...] = ()
-    """The feature streams. Empty: taken from the first record of the training data."""
+    """The feature streams. Empty: taken from the first records of the training data."""
     num_classes: int = 0
     """C. 0: taken from the vocabulary, else the largest label of the training data plus one."""
 
@@ -193,7 +193,7 @@ class DataConfig:
     train: tuple[str, ...] = ()
     """Training data: files, directories, globs (quoted), or .list files with one path a line."""
     valid: tuple[str, ...] = ()
-    """Validation data, likewise. None: no evaluation while training, and no best checkpoint."""
+    """Validation data, likewise. Empty: no evaluation while training, and no best checkpoint."""
     vocabulary: str | None = None
     """CSV with the class names, kept with the checkpoint."""
     eigenvalues: str | None = None
@@ -258,8 +258,8 @@ class OptimConfig:
     epsilon: float = 1e-8
     """Adam's, outside the bias correction as in TensorFlow 1 and Paddle."""
     mixup: float = 0.0
-    """Alpha of the beta distribution that mixes pairs of videos (their descriptors and labels);
-    0 mixes nothing."""
+    """Alpha of the beta distribution that mixes pairs of videos (NeXtVLAD: frame by frame; mean pool:
+    the means) and their labels; 0 mixes nothing."""
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, "optim.lr", self.lr, "above 0")

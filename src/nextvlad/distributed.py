@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nextvlad.errors import UsageError
+
+_PATIENCE = timedelta(hours=1)
+"""Ranks wait for one that counts the videos of a large data set, or ranks the scores of one. A rank
+that is gone needs no timeout: torchrun ends the others."""
 
 
 def is_distributed() -> bool:
@@ -60,13 +65,16 @@ def pick_device(name: str) -> torch.device:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Joins the group that torchrun describes in the environment, and leaves it at the end."""
+    """Joins the group that torchrun describes in the environment, and leaves it at the end.
+
+    `device` becomes the current GPU in any case: what names no device, such as pinning, goes by that.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or dist.is_initialized():
         yield
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield
     finally:

@@ -159,6 +159,7 @@ def evaluate(
             batch_size=batch_size,
             max_frames=frames,
             workers=workers,
+            pin_memory=where.type == "cuda",
             rank=distributed.rank(),
             world_size=distributed.world_size(),
             skip_damaged=skip_damaged,
@@ -175,15 +176,15 @@ def evaluate(
             )
         tell_damage(loader.damage)
         if distributed.is_main():
-            _check_scored(result, data)
+            check_scored(result, data)
             print_table(result, kept)
             if json_file is not None:
                 write_json(json_file, result)
     return result
 
 
-def _check_scored(result: dict[str, float | int | None], data: Sequence[str]) -> None:
-    """Refuses a data set from which no score follows."""
+def check_scored(result: dict[str, float | int | None], data: Sequence[str]) -> None:
+    """Raises DataError for a data set from which no score follows: no videos, or none with a label."""
     if not result["num_videos"]:
         raise DataError(f"{' '.join(data)}: no videos in it; wanted labelled videos to score.")
     if result["gap"] is None:  # as only where nothing is positive

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from nextvlad.config import OptimConfig
 
+_STATE = ("step", "exp_avg", "exp_avg_sq")  # what fused Adam keeps of a parameter, on its device
+
 
 def learning_rate(
     config: OptimConfig, *, examples_seen: int, step_examples: int, total_examples: int
@@ -23,13 +25,14 @@ def learning_rate(
         step_examples: videos of a full step.
         total_examples: videos of the whole training; only warm-up and the cosine look at it.
 
-    >>> learning_rate(OptimConfig(), examples_seen=4_000_000, step_examples=160, total_examples=1)
+    >>> rate = learning_rate(OptimConfig(), examples_seen=4_000_000, step_examples=160, total_examples=1)
+    >>> round(rate, 9)
     0.000128
     """
     warmup_examples = config.warmup * total_examples
     climb = min(1.0, (examples_seen + step_examples) / warmup_examples) if warmup_examples > 0 else 1.0
     if config.schedule == "staircase":
-        return round(config.lr * climb * config.decay_factor ** (examples_seen // config.decay_examples), 12)
+        return config.lr * climb * config.decay_factor ** (examples_seen // config.decay_examples)
     if config.schedule == "cosine":
         after = (examples_seen - warmup_examples) / max(total_examples - warmup_examples, 1.0)
         return config.lr * climb * 0.5 * (1.0 + math.cos(math.pi * min(max(after, 0.0), 1.0)))
@@ -93,10 +96,10 @@ def clip_gradients(parameters: Iterable[nn.Parameter], config: OptimConfig) -> T
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """Adam's moments by parameter name, for a checkpoint."""
+    """Adam's moments and step counts by parameter name, for a checkpoint."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
-        for key in ("exp_avg", "exp_avg_sq"):
+        for key in _STATE:
             if key in optimizer.state[parameter]:
                 tensors[f"{key}.{name}"] = optimizer.state[parameter][key]
     return tensors
@@ -105,11 +108,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor], *, step: int
 ) -> None:
-    """The reverse of `optimizer_tensors`, after `step` steps; KeyError for a missing moment."""
+    """The reverse of `optimizer_tensors`, after `step` steps; KeyError for a missing tensor.
+
+    Adam's own count is kept beside `step`: with loss scaling it is smaller by the steps that were skipped.
+    """
     for name, parameter in model.named_parameters():
         if step:
             optimizer.state[parameter] = {
-                "step": torch.tensor(float(step), device=parameter.device if parameter.is_cuda else "cpu"),
-                "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device).clone(),
-                "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device).clone(),
+                key: tensors[f"{key}.{name}"].to(parameter.device, copy=True) for key in _STATE
             }
