@@ -430,3 +430,14 @@ def test_records_without_frames_are_predicted(place: Path, tmp_path: Path, capfd
     )
     assert status == 0, err
     assert len(out.read_text().splitlines()) == 3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_standard_output(tmp_path: Path) -> None:
+    data = make_data(tmp_path, "data", num_videos=4)
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "nextvlad", "check", data, "--workers", "0"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert "nextvlad: the output: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -38,6 +38,8 @@ def test_recipes_survive_json(name: str) -> None:
         ({"optim": {"lr": -1}}, "optim.lr: got -1.0, wanted above 0"),
         ({"optim": {"lr": "fast"}}, "optim.lr"),
         ({"epochs": 0}, "epochs: got 0, wanted 1 or more"),
+        ({"seed": 2**70}, "seed: got"),
+        ({"threads": 10**9}, "threads: got 1000000000, wanted 1024 at most"),
         (7, "dictionary"),
     ],
 )
@@ -96,3 +98,9 @@ def test_find_recipe(tmp_path: Path) -> None:
         find_recipe(str(path))
     with pytest.raises(ConfigError, match="cannot be read"):
         read_json(tmp_path / "nothing.json")
+
+
+def test_json_nested_too_deep_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match=r"deep\.json: not valid JSON"):
+        read_json(tmp_path / "deep.json")

@@ -18,7 +18,14 @@ from safetensors.torch import load_file
 from makers import free_port, make_data, nextvlad
 from nextvlad import checkpoint, optim
 from nextvlad.config import DataConfig, NeXtVLADConfig, OptimConfig, TrainConfig
-from nextvlad.errors import ConfigError, NextvladError, OutputError, TrainingError, UsageError
+from nextvlad.errors import (
+    CheckpointError,
+    ConfigError,
+    NextvladError,
+    OutputError,
+    TrainingError,
+    UsageError,
+)
 from nextvlad.train import _log, train
 
 
@@ -268,6 +275,14 @@ def test_bad_calls_have_their_message(data: dict[str, str], tmp_path: Path) -> N
     state.write_text(json.dumps(values | {"positions": values["positions"] * 2}))
     with pytest.raises(ConfigError, match=r"had 2 process\(es\) and now has 1"):
         train(plain, tmp_path / "run", resume=True)
+    for change, message in (({"step": "x"}, "step is 'x', wanted a whole number"),):
+        state.write_text(json.dumps(values | change))
+        with pytest.raises(CheckpointError, match=message):
+            train(plain, tmp_path / "run", resume=True)
+    state.write_text(json.dumps(values | {"positions": [values["positions"][0] | {"turn": "y"}]}))
+    with pytest.raises(ConfigError, match="turn 'y': it is damaged"):
+        train(plain, tmp_path / "run", resume=True)
+    refused(UsageError, "device 'meta': not to be had here", replace(plain, device="meta"))
 
 
 def test_streams_and_classes_come_from_the_data(data: dict[str, str], tmp_path: Path) -> None:

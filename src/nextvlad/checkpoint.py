@@ -167,6 +167,12 @@ def read_training_state(folder: Path) -> TrainingState:
     values = read_json(folder / "training.json")
     if not isinstance(values, dict):
         raise CheckpointError(f"{folder / 'training.json'}: not a JSON object; the checkpoint is damaged.")
+    for name in ("step", "examples", "evaluated_at", "num_train_examples"):
+        if name in values and not isinstance(values[name], int):
+            raise CheckpointError(
+                f"{folder / 'training.json'}: {name} is {values[name]!r}, wanted a whole number; the "
+                "checkpoint is damaged."
+            )
     return TrainingState(values=values, tensors=_read_tensors(folder / "training.safetensors"))
 
 

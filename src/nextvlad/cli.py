@@ -72,10 +72,15 @@ def _guarded(name: str, verb: Callable[[list[str]], int], arguments: list[str]) 
     except BrokenPipeError:  # `nextvlad ... | head`: nobody reads on, also not what Python flushes at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # the machine's, where no verb knows more: a full disk behind standard output
+        where = error.filename or "the output"
+        print(f"nextvlad: {where}: {error.strerror or error}. Make room, or check it.", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        print("nextvlad: out of memory; use a smaller batch size (see --help).", file=sys.stderr)
+        print("nextvlad: out of memory; use a smaller batch or model (see --help).", file=sys.stderr)
         return 1
 
 
@@ -84,7 +89,10 @@ def _is_out_of_memory(error: Exception) -> bool:
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator: can't allocate memory" in str(error)
+        or any(
+            text in str(error)
+            for text in ("DefaultCPUAllocator: can't allocate memory", "Storage size calculation")
+        )
     )
 
 

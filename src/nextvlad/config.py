@@ -311,6 +311,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
+        _require(0 <= self.seed < 2**48, "seed", self.seed, "0 or more and below 2^48")
+        _require(self.threads is None or self.threads <= 1024, "threads", self.threads, "1024 at most")
         for name in ("steps", "threads", "eval_every"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "1 or more")
@@ -348,7 +350,7 @@ def read_json(path: Path) -> object:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid JSON ({error}).") from error
 
 

@@ -54,7 +54,7 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(f"cuda:{local}" if name == "cuda" else name)
-        torch.empty(0, device=device)  # fails for a device that torch knows but that is not here
+        torch.zeros(1, device=device).tolist()  # fails for one that torch knows but that is not here
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
             f"device {name!r}: not to be had here ({str(error).splitlines()[0]}). Wanted auto, cpu, cuda, "

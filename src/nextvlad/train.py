@@ -474,7 +474,7 @@ class _Run:
     def _say_farewell(self) -> None:
         name = "best" if self.best else "last"
         say(f"Done: {self.step} steps, {self.examples:,} videos. Checkpoint: {self.out / name}")
-        if self.best:
+        if self.best and self.best["value"] is not None:
             say(f"Best {self.best['metric']} {self.best['value']:.4f} at step {self.best['step']}.")
 
 

@@ -225,7 +225,10 @@ class FrameLoader:
                 f"the data is not that of the run to resume: {_count(now)} now, {_count(then)} then"
                 f"{_same_count(then, now)}. Give the same files, or {_AFRESH[0].lower()}{_AFRESH[1:]}"
             )
-        self._turn = int(position["turn"])
+        turn = position.get("turn")
+        if not isinstance(turn, int) or not 0 <= turn < len(self._plans):
+            raise ConfigError(f"the place in the data has turn {turn!r}: it is damaged. {_AFRESH}")
+        self._turn = turn
         self._states = [ReaderState.from_json(values) for values in position["readers"]]
 
 
