@@ -391,7 +391,7 @@ def test_nobody_reads_on() -> None:
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        (MemoryError(), 1, "out of memory; use a smaller batch size"),
+        (MemoryError(), 1, "out of memory; use a smaller batch or model"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: ..."), 1, "out of memory"),
         (KeyboardInterrupt(), 130, "stopped."),
     ],
