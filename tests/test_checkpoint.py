@@ -199,3 +199,19 @@ def test_fine_tuning_from_another_architecture(tmp_path: Path) -> None:
     wide = replace(CONFIG, hidden_size=16, streams=(StreamConfig(name="audio", size=4),), num_classes=7)
     with pytest.raises(CheckpointError, match="none of its tensors fits"):
         checkpoint.initialise(build_model(wide), folder, None)
+
+
+def test_clean_up_leaves_what_is_not_ours(tmp_path: Path) -> None:
+    saved(tmp_path / "checkpoints" / "step-00000001")
+    (tmp_path / "checkpoints" / "my notes").mkdir()
+    checkpoint.remove_unlinked(tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["my notes"]
+
+
+def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:
+    weights = saved(tmp_path / "c") / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["hidden.weight"] = tensors["hidden.weight"].half()
+    save_file(tensors, weights)
+    with pytest.raises(CheckpointError, match=r"hidden\.weight holds torch\.float16, wanted torch\.float32"):
+        checkpoint.load(tmp_path / "c")

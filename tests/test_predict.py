@@ -353,3 +353,15 @@ def test_one_process_only(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="without torchrun"):
         predict(folder / "plain", [str(folder)], out=tmp_path / "out.csv")
+
+
+def test_labels_of_other_classes_do_not_matter(folder: Path, tmp_path: Path) -> None:
+    data = make_data(tmp_path, "other", num_videos=6, num_classes=50)
+    assert predict(folder / "plain", [data], out=tmp_path / "p.jsonl", workers=0) == 6
+
+
+def test_nothing_left_after_skipping_is_an_error(folder: Path, tmp_path: Path) -> None:
+    data = make_data(tmp_path, "odd", num_videos=4, sizes={"rgb": 3, "audio": 6})
+    with pytest.raises(DataError, match="every record was skipped"):
+        predict(folder / "plain", [data], out=tmp_path / "p.jsonl", workers=0, skip_damaged=True)
+    assert not (tmp_path / "p.jsonl").exists()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ from nextvlad.models import Model, build_model
 
 FORMAT = "nextvlad-checkpoint"
 VERSION = 1
+
+_OURS = re.compile(r"step-\d+(-\d+)?|\.step-.*\.incomplete-\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,10 +206,13 @@ def point(link: Path, target: Path) -> None:
 
 
 def remove_unlinked(run: Path) -> None:
-    """Deletes the run's checkpoints that neither `last` nor `best` leads to, and what a killed save left."""
+    """Deletes the run's checkpoints that neither `last` nor `best` leads to, and what a killed save left.
+
+    What else somebody keeps in that folder stays.
+    """
     kept = {(run / name).resolve() for name in ("last", "best")}
     for folder in (run / "checkpoints").iterdir():
-        if folder.resolve() not in kept:
+        if _OURS.fullmatch(folder.name) and folder.resolve() not in kept:
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -301,6 +307,11 @@ def _check_fit(path: Path, model: Model, tensors: Mapping[str, Tensor]) -> None:
         f"{name} has shape {tuple(tensors[name].shape)}, wanted {shape}"
         for name, shape in wanted.items()
         if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    problems += [
+        f"{name} holds {tensor.dtype}, wanted {torch.float32}"
+        for name, tensor in tensors.items()
+        if name in wanted and tensor.dtype != torch.float32
     ]
     if problems:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""

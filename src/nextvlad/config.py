@@ -9,6 +9,7 @@ K clusters, H hidden size, C classes.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -218,7 +219,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "eval_batch_size", "max_frames", "shuffle_buffer"):
             _require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "1 or more")
-        _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
+        _require(0 <= self.workers <= 1024, "data.workers", self.workers, "0 to 1024")
         _require(
             self.num_train_examples is None or self.num_train_examples >= 1,
             "data.num_train_examples",
@@ -262,6 +263,9 @@ class OptimConfig:
     the means) and their labels; 0 mixes nothing."""
 
     def __post_init__(self) -> None:
+        for name in ("lr", "l2", "weight_decay", "clip_norm", "epsilon", "mixup"):
+            value = getattr(self, name)
+            _require(math.isfinite(value), f"optim.{name}", value, "a finite number")
         _require(self.lr > 0, "optim.lr", self.lr, "above 0")
         _require(0 < self.decay_factor <= 1, "optim.decay_factor", self.decay_factor, "above 0, at most 1")
         _require(self.decay_examples >= 1, "optim.decay_examples", self.decay_examples, "1 or more")

@@ -23,7 +23,7 @@ from nextvlad import checkpoint, distributed
 from nextvlad.data.batch import FrameBatch
 from nextvlad.data.loader import FrameLoader, count_examples
 from nextvlad.data.vocabulary import Vocabulary
-from nextvlad.errors import OutputError, UsageError
+from nextvlad.errors import DataError, OutputError, UsageError
 from nextvlad.evaluate import autocast, check_finite, settle_top_k, tell_damage, trained_max_frames
 from nextvlad.files import why
 from nextvlad.models import Model
@@ -123,16 +123,22 @@ def predict(
         workers=workers,
         pin_memory=where.type == "cuda",
         skip_damaged=skip_damaged,
+        with_labels=False,
     )
     total = count_examples(data, skip_damaged=skip_damaged) if console.is_terminal else None
 
     def predictions() -> Generator[Prediction, None, None]:
+        seen = 0
         with loader, ProgressBar("Predicting", total=total, unit="videos") as bar:
             for batch in loader:
                 yield from predict_batch(
                     model, batch.to(where, non_blocking=True), top_k=kept, precision=precision
                 )
+                seen += batch.num_videos
                 bar.advance(batch.num_videos)
+        if loader.damage and not seen:
+            tell_damage(loader.damage)
+            raise DataError(f"{', '.join(map(str, data))}: every record was skipped; nothing to predict.")
 
     with closing(predictions()) as rows:
         count = write_predictions(out, rows, names)

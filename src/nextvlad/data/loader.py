@@ -30,6 +30,7 @@ from nextvlad.errors import ConfigError, DataError, RecordError, UsageError, Wor
 
 _PEEK = 256  # records looked at to learn the streams
 _COUNTING_THREADS = 8
+_MOST_WORKERS = 1024  # a slip of the keyboard should not fill the machine with processes
 _VERSION = 1
 _AFRESH = "Start without --resume."
 
@@ -63,6 +64,7 @@ class FrameLoader:
         skip_damaged: leave damaged records out and list them in `damage`.
         position: what `position()` gave, to go on there.
         prefetch: batches each reader process may have ready.
+        with_labels: False reads no labels, so that labels of other classes do not matter.
 
     Attributes:
         damage: what was skipped, with places; each place once, however many epochs.
@@ -94,6 +96,7 @@ class FrameLoader:
         skip_damaged: bool = False,
         position: Mapping[str, Any] | None = None,
         prefetch: int = 2,
+        with_labels: bool = True,
     ) -> None:
         _check_range("batch_size", batch_size, 1)
         _check_range("max_frames", max_frames, 1)
@@ -101,6 +104,8 @@ class FrameLoader:
         _check_range("seed", seed, 0)
         _check_range("epochs", epochs, 0)
         _check_range("workers", workers, 0)
+        if workers > _MOST_WORKERS:
+            raise ConfigError(f"workers: got {workers}, wanted at most {_MOST_WORKERS} reader processes.")
         _check_range("prefetch", prefetch, 1)
         _check_range("world_size", world_size, 1)
         if not 0 <= rank < world_size:
@@ -124,6 +129,7 @@ class FrameLoader:
                 reader=rank * readers + number,
                 num_readers=world_size * readers,
                 skip_damaged=skip_damaged,
+                with_labels=with_labels,
             )
             for number in range(readers)
         ]

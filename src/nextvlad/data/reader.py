@@ -27,6 +27,7 @@ from nextvlad.data.tfrecord import read_records
 from nextvlad.data.video_record import VideoRecord, parse_video_record
 from nextvlad.errors import ConfigError, DataError, RecordError, RecordPlace
 
+_NO_LABELS = np.empty(0, np.int64)
 _FRAMING_SIZE = 16  # bytes a record takes beside its payload
 _SMALL = 1 << 16  # bytes below which an allocator keeps freed memory at hand
 
@@ -47,6 +48,7 @@ class ReaderPlan:
     reader: int  # 0..num_readers-1
     num_readers: int
     skip_damaged: bool
+    with_labels: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +259,8 @@ class Reader:
         plan, copy = self._plan, self._copies.of(payload)
         try:
             record = parse_video_record(copy, max_frames=plan.max_frames, streams=self._names)
+            if not plan.with_labels:
+                record.labels = _NO_LABELS
         except RecordError as error:
             raise error.at(place) from None
         fault = find_fault(record, plan.streams, plan.num_classes)
@@ -264,6 +268,7 @@ class Reader:
             return _Held(record, copy, shard, place.offset, place.number)
         # Once more with all streams: the message tells the sizes of those that were not asked for.
         whole = parse_video_record(payload, max_frames=1)
+        whole.labels = record.labels
         fault = find_fault(whole, plan.streams, plan.num_classes) or fault
         raise RecordError(fault, RecordPlace(place.path, place.offset, place.number, record.video_id))
 
