@@ -40,6 +40,8 @@ ORDER = [
     "checkpoint",
     "optim",
     "evaluate",
+    "start",
+    "run_log",
     "train predict import_checkpoint",
     "demo",
     "commands",

@@ -26,7 +26,8 @@ from nextvlad.errors import (
     TrainingError,
     UsageError,
 )
-from nextvlad.train import _log, train
+from nextvlad.run_log import log_row
+from nextvlad.train import train
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +194,7 @@ def test_a_non_finite_gradient_is_not_applied(data: dict[str, str], tmp_path: Pa
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_a_full_disk_under_the_log() -> None:
     with open("/dev/full", "wb", buffering=0) as log, pytest.raises(OutputError, match="No space left"):
-        _log(log, None, {"kind": "train"})
+        log_row(log, None, {"kind": "train"})
 
 
 def test_a_non_finite_loss_names_the_videos(data: dict[str, str], tmp_path: Path) -> None:

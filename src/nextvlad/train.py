@@ -7,12 +7,10 @@ runs out of data goes on with empty batches until all are done. So N processes c
 
 from __future__ import annotations
 
-import json
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -24,19 +22,18 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from nextvlad import checkpoint, distributed, optim
-from nextvlad.config import TrainConfig, to_json, with_streams
+from nextvlad.config import TrainConfig, to_json
 from nextvlad.data.batch import FrameBatch
-from nextvlad.data.loader import FrameLoader, count_examples, peek_streams
-from nextvlad.data.sources import expand, read
-from nextvlad.data.vocabulary import Vocabulary
-from nextvlad.errors import CheckpointError, ConfigError, OutputError, RecordError, TrainingError, UsageError
+from nextvlad.data.loader import FrameLoader, count_examples
+from nextvlad.errors import CheckpointError, ConfigError, OutputError, RecordError, TrainingError
 from nextvlad.evaluate import autocast, check_scored, score, tell_damage
 from nextvlad.files import write_json
 from nextvlad.models import Model, build_model, count_parameters
-from nextvlad.models.nextvlad import Mixup, read_whitening_factors
+from nextvlad.models.nextvlad import Mixup
 from nextvlad.progress import ProgressBar, say
+from nextvlad.run_log import log_row, open_log, tensorboard
+from nextvlad.start import check_same_run, own_position, place_to_resume, settle, shortened, undo_whitening
 
-_LOOK_AT = 1000  # videos looked at for labels before a long training starts
 _LARGEST_MAP = 2**29  # scores kept for the untruncated mAP while training: 2 GiB
 
 
@@ -93,7 +90,7 @@ class _Run:
         resume_from: Path | None,
     ) -> None:
         self.out, self.device = out, device
-        self.start_from = _place_to_resume(out, resume=resume, resume_from=resume_from)
+        self.start_from = place_to_resume(out, resume=resume, resume_from=resume_from)
         config, self.vocabulary = settle(config, init=init)
         self.config = config
         world = distributed.world_size()
@@ -105,7 +102,7 @@ class _Run:
         state = checkpoint.TrainingState()
         if self.start_from is not None:
             state = checkpoint.read_training_state(self.start_from)
-            _check_same_run(self.start_from, config)
+            check_same_run(self.start_from, config)
         self.num_examples = int(state.values.get("num_train_examples") or config.data.num_train_examples or 0)
         if not self.num_examples:
             self.num_examples = distributed.share_object(
@@ -147,7 +144,7 @@ class _Run:
             rank=distributed.rank(),
             world_size=world,
             skip_damaged=config.data.skip_damaged,
-            position=_own_position(self.start_from, state),
+            position=own_position(self.start_from, state),
         )
         self.random = torch.Generator().manual_seed(config.seed * 1009 + 7 + distributed.rank())
         torch.manual_seed(config.seed * 1009 + distributed.rank())
@@ -189,8 +186,8 @@ class _Run:
         batch_size = config.data.batch_size
         with (
             self.loader,
-            _open_log(self.out / "metrics.jsonl", self.step) as log,
-            _tensorboard(config, self.out) as board,
+            open_log(self.out / "metrics.jsonl", self.step) as log,
+            tensorboard(config, self.out) as board,
             ProgressBar(
                 "Training",
                 total=self.total_examples,
@@ -235,7 +232,7 @@ class _Run:
                         "lr": lr,
                         "examples_per_second": since_videos / (time.monotonic() - since),
                     }
-                    _log(log, board, row)
+                    log_row(log, board, row)
                     self.loss_sum, self.loss_count = 0.0, 0
                     since, since_videos = time.monotonic(), 0
                 if config.data.valid and self._evaluation_due(num_videos):
@@ -366,7 +363,7 @@ class _Run:
                 "epoch": self.examples / self.num_examples,
                 **result,
             }
-            _log(log, board, row)
+            log_row(log, board, row)
             shown = "  ".join(
                 f"{name} {result[key]:.4f}"
                 for name, key in (
@@ -457,7 +454,7 @@ class _Run:
         for title, group in [*groups, ("run", values)]:
             if title == "model":
                 group["streams"] = " ".join(str(stream) for stream in self.config.model.streams)
-            say(f"{title:6s} " + "  ".join(f"{key}={_short(value)}" for key, value in group.items()))
+            say(f"{title:6s} " + "  ".join(f"{key}={shortened(value)}" for key, value in group.items()))
         say(
             f"{count_parameters(self.model):,} parameters; {self.num_examples:,} training videos; "
             f"{self.device}, {torch.get_num_threads()} threads, {distributed.world_size()} process(es)"
@@ -476,138 +473,6 @@ class _Run:
         say(f"Done: {self.step} steps, {self.examples:,} videos. Checkpoint: {self.out / name}")
         if self.best and self.best["value"] is not None:
             say(f"Best {self.best['metric']} {self.best['value']:.4f} at step {self.best['step']}.")
-
-
-def settle(config: TrainConfig, *, init: Path | None) -> tuple[TrainConfig, Vocabulary | None]:
-    """Fills in what the data, the vocabulary and `init` decide; checks what can be checked early.
-
-    Raises:
-        NextvladError: no data, no labels, a vocabulary of the wrong length.
-    """
-    if not config.data.train:
-        raise UsageError(
-            "no training data; pass --data.train with files, directories, quoted globs or .list files."
-        )
-    expand(config.data.train)
-    if config.data.valid:
-        _look_at_labels(config.data.valid, "validation", skip_damaged=config.data.skip_damaged)
-    vocabulary = Vocabulary.load(Path(config.data.vocabulary)) if config.data.vocabulary else None
-    model = config.model
-    if init is not None:
-        place = checkpoint.resolve(init)
-        theirs = checkpoint.read_config(place)
-        if vocabulary is None:
-            vocabulary = checkpoint.read_vocabulary(place, theirs.num_classes)
-        dropped = (
-            {"dropout": model.dropout}
-            if isinstance(model, type(theirs)) and hasattr(model, "dropout")
-            else {}
-        )
-        num_classes = len(vocabulary) if vocabulary else model.num_classes or theirs.num_classes
-        model = replace(theirs, num_classes=num_classes, **dropped)  # type: ignore[arg-type]
-    if not model.streams:
-        model = with_streams(model, peek_streams(config.data.train, skip_damaged=config.data.skip_damaged), 0)
-    largest = _look_at_labels(
-        config.data.train,
-        "training",
-        skip_damaged=config.data.skip_damaged,
-        all_of_them=vocabulary is None and not model.num_classes,
-    )
-    if vocabulary is not None and model.num_classes:
-        vocabulary.check_size(model.num_classes, where=config.data.vocabulary or "vocabulary")
-    model = with_streams(model, (), len(vocabulary) if vocabulary else largest + 1)
-    return replace(config, model=model), vocabulary
-
-
-def _look_at_labels(
-    data: Sequence[str], purpose: str, *, skip_damaged: bool, all_of_them: bool = False
-) -> int:
-    """The largest label among the first videos, or all; TrainingError if there is none."""
-    largest = seen = 0
-    labelled = False
-    skip = (lambda error: None) if skip_damaged else None
-    for record in read(data, max_frames=1, on_damage=skip):
-        seen += 1
-        if len(record.labels):
-            labelled = True
-            largest = max(largest, int(record.labels.max()))
-        if seen >= _LOOK_AT and not all_of_them:
-            break
-    if not labelled:
-        raise TrainingError(
-            f"{' '.join(data)}: no labels in the first {seen:,} videos; wanted labelled {purpose} data "
-            "(is this a test split?)."
-        )
-    return largest
-
-
-def undo_whitening(model: Model, path: Path) -> None:
-    """Puts the originals' reverse whitening into the model's rgb preprocessing.
-
-    Args:
-        model: with a stream called rgb.
-        path: .npy of at least D eigenvalues of YouTube-8M's PCA, largest first (eigenvals.npy).
-    """
-    if "rgb" not in model.branches:
-        raise UsageError("--data.eigenvalues belongs to a stream called rgb, and this model has none.")
-    preprocess = model.preprocessing("rgb")
-    preprocess.undo_whitening(read_whitening_factors(path, len(preprocess.scale)))
-
-
-def _place_to_resume(out: Path, *, resume: bool, resume_from: Path | None) -> Path | None:
-    if resume_from is not None:
-        place = checkpoint.resolve(resume_from).resolve()
-        if (out / "last").exists() and not place.is_relative_to(out.resolve()):
-            raise UsageError(
-                f"{out}: holds another run than that of {resume_from}; going on would overwrite it. Choose "
-                "another --out."
-            )
-        return place
-    if resume:
-        if not (out / "last").exists():
-            raise UsageError(f"{out}: nothing to resume from (no `last` in it). Start without --resume.")
-        return (out / "last").resolve()
-    if (out / "last").exists():
-        raise UsageError(f"{out}: holds a run already. Go on with it (--resume), or choose another --out.")
-    return None
-
-
-def _own_position(folder: Path | None, state: checkpoint.TrainingState) -> dict[str, Any] | None:
-    """This rank's place in the data; ConfigError if the run had another number of processes."""
-    if folder is None:
-        return None
-    positions = state.values.get("positions")
-    if not isinstance(positions, list):
-        raise CheckpointError(f"{folder / 'training.json'}: no place in the data; the checkpoint is damaged.")
-    if len(positions) != distributed.world_size():
-        raise ConfigError(
-            f"{folder}: the run had {len(positions)} process(es) and now has {distributed.world_size()}; the "
-            "order of the videos depends on it. Give the same number, or start without --resume."
-        )
-    position: dict[str, Any] = positions[distributed.rank()]
-    return position
-
-
-def _check_same_run(folder: Path, config: TrainConfig) -> None:
-    """A resumed run keeps its model; other changes are the user's will, and are told."""
-    before = checkpoint.read_train_config(folder)
-    if before is None:
-        return
-    old, new = to_json(before), to_json(config)
-    if old["model"] != new["model"]:
-        changed = ", ".join(
-            f"{key}: {old['model'].get(key)!r} -> {new['model'].get(key)!r}"
-            for key in new["model"]
-            if old["model"].get(key) != new["model"].get(key)
-        )
-        raise ConfigError(
-            f"{folder}: the model was another one when this run began ({changed}); --resume needs the same."
-        )
-    for group in ("data", "optim"):
-        for key, value in new[group].items():
-            before_value = old[group].get(key)
-            if before_value != value and distributed.is_main():
-                say(f"Changed since the checkpoint: {group}.{key} {_short(before_value)} -> {_short(value)}")
 
 
 @contextmanager
@@ -645,62 +510,6 @@ def _signals() -> Iterator[_Stop]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def _open_log(path: Path, step: int) -> Iterator[IO[bytes] | None]:
-    """metrics.jsonl, cut back to what was known at `step`; unbuffered, so that a full disk is met once."""
-    if not distributed.is_main():
-        yield None
-        return
-    aside = path.with_name(f".{path.name}.incomplete")
-    try:
-        lines = path.read_bytes().splitlines(keepends=True) if step and path.exists() else []
-        aside.write_bytes(b"".join(line for line in lines if _is_row_up_to(line, step)))
-        aside.replace(path)
-        log = path.open("ab", buffering=0)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error}).") from error
-    with log:
-        yield log
-
-
-def _is_row_up_to(line: bytes, step: int) -> bool:
-    """Whether a line of metrics.jsonl is a whole row of `step` or before; a kill may have cut the last."""
-    try:
-        return bool(json.loads(line)["step"] <= step) and line.endswith(b"\n")
-    except (ValueError, TypeError, KeyError):
-        return False
-
-
-@contextmanager
-def _tensorboard(config: TrainConfig, out: Path) -> Iterator[Any]:
-    if not config.tensorboard or not distributed.is_main():
-        yield None
-        return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UsageError("--tensorboard needs tensorboard: pip install 'nextvlad[board]'.") from error
-    writer = SummaryWriter(str(out / "tensorboard"))
-    try:
-        yield writer
-    finally:
-        writer.close()
-
-
-def _log(log: IO[bytes] | None, board: Any, row: dict[str, Any]) -> None:
-    if log is not None:
-        try:
-            log.write(json.dumps(row).encode() + b"\n")
-        except OSError as error:
-            raise OutputError(
-                f"{log.name}: cannot be written ({error.strerror or error}). Free some space, then --resume."
-            ) from error
-    if board is not None:
-        for key, value in row.items():
-            if isinstance(value, float):
-                board.add_scalar(f"{row['kind']}/{key}", value, row["step"])
-
-
 def _is_better(metric: str, value: float, best: float | None) -> bool:
     if best is None:
         return True
@@ -709,8 +518,3 @@ def _is_better(metric: str, value: float, best: float | None) -> bool:
 
 def _cuda_random_state(device: torch.device) -> Tensor | None:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
-def _short(value: object) -> str:
-    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if text else "-"

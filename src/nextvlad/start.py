@@ -1,0 +1,160 @@
+"""Before the first step: what the data decides, what can be refused early, and where a run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nextvlad import checkpoint, distributed
+from nextvlad.config import TrainConfig, to_json, with_streams
+from nextvlad.data.loader import peek_streams
+from nextvlad.data.sources import expand, read
+from nextvlad.data.vocabulary import Vocabulary
+from nextvlad.errors import CheckpointError, ConfigError, TrainingError, UsageError
+from nextvlad.models import Model
+from nextvlad.models.nextvlad import read_whitening_factors
+from nextvlad.progress import say
+
+_LOOK_AT = 1000  # videos looked at for labels before a long training starts
+
+
+def settle(config: TrainConfig, *, init: Path | None) -> tuple[TrainConfig, Vocabulary | None]:
+    """Fills in what the data, the vocabulary and `init` decide; checks what can be checked early.
+
+    Raises:
+        NextvladError: no data, no labels, a vocabulary of the wrong length.
+    """
+    if not config.data.train:
+        raise UsageError(
+            "no training data; pass --data.train with files, directories, quoted globs or .list files."
+        )
+    expand(config.data.train)
+    if config.data.valid:
+        _look_at_labels(config.data.valid, "validation", skip_damaged=config.data.skip_damaged)
+    vocabulary = Vocabulary.load(Path(config.data.vocabulary)) if config.data.vocabulary else None
+    model = config.model
+    if init is not None:
+        place = checkpoint.resolve(init)
+        theirs = checkpoint.read_config(place)
+        if vocabulary is None:
+            vocabulary = checkpoint.read_vocabulary(place, theirs.num_classes)
+        dropped = (
+            {"dropout": model.dropout}
+            if isinstance(model, type(theirs)) and hasattr(model, "dropout")
+            else {}
+        )
+        num_classes = len(vocabulary) if vocabulary else model.num_classes or theirs.num_classes
+        model = replace(theirs, num_classes=num_classes, **dropped)  # type: ignore[arg-type]
+    if not model.streams:
+        model = with_streams(model, peek_streams(config.data.train, skip_damaged=config.data.skip_damaged), 0)
+    largest = _look_at_labels(
+        config.data.train,
+        "training",
+        skip_damaged=config.data.skip_damaged,
+        all_of_them=vocabulary is None and not model.num_classes,
+    )
+    if vocabulary is not None and model.num_classes:
+        vocabulary.check_size(model.num_classes, where=config.data.vocabulary or "vocabulary")
+    model = with_streams(model, (), len(vocabulary) if vocabulary else largest + 1)
+    return replace(config, model=model), vocabulary
+
+
+def _look_at_labels(
+    data: Sequence[str], purpose: str, *, skip_damaged: bool, all_of_them: bool = False
+) -> int:
+    """The largest label among the first videos, or all; TrainingError if there is none."""
+    largest = seen = 0
+    labelled = False
+    skip = (lambda error: None) if skip_damaged else None
+    for record in read(data, max_frames=1, on_damage=skip):
+        seen += 1
+        if len(record.labels):
+            labelled = True
+            largest = max(largest, int(record.labels.max()))
+        if seen >= _LOOK_AT and not all_of_them:
+            break
+    if not labelled:
+        raise TrainingError(
+            f"{' '.join(data)}: no labels in the first {seen:,} videos; wanted labelled {purpose} data "
+            "(is this a test split?)."
+        )
+    return largest
+
+
+def undo_whitening(model: Model, path: Path) -> None:
+    """Puts the originals' reverse whitening into the model's rgb preprocessing.
+
+    Args:
+        model: with a stream called rgb.
+        path: .npy of at least D eigenvalues of YouTube-8M's PCA, largest first (eigenvals.npy).
+    """
+    if "rgb" not in model.branches:
+        raise UsageError("--data.eigenvalues belongs to a stream called rgb, and this model has none.")
+    preprocess = model.preprocessing("rgb")
+    preprocess.undo_whitening(read_whitening_factors(path, len(preprocess.scale)))
+
+
+def place_to_resume(out: Path, *, resume: bool, resume_from: Path | None) -> Path | None:
+    """The checkpoint to go on from; None for a new run."""
+    if resume_from is not None:
+        place = checkpoint.resolve(resume_from).resolve()
+        if (out / "last").exists() and not place.is_relative_to(out.resolve()):
+            raise UsageError(
+                f"{out}: holds another run than that of {resume_from}; going on would overwrite it. Choose "
+                "another --out."
+            )
+        return place
+    if resume:
+        if not (out / "last").exists():
+            raise UsageError(f"{out}: nothing to resume from (no `last` in it). Start without --resume.")
+        return (out / "last").resolve()
+    if (out / "last").exists():
+        raise UsageError(f"{out}: holds a run already. Go on with it (--resume), or choose another --out.")
+    return None
+
+
+def own_position(folder: Path | None, state: checkpoint.TrainingState) -> dict[str, Any] | None:
+    """This rank's place in the data; ConfigError if the run had another number of processes."""
+    if folder is None:
+        return None
+    positions = state.values.get("positions")
+    if not isinstance(positions, list):
+        raise CheckpointError(f"{folder / 'training.json'}: no place in the data; the checkpoint is damaged.")
+    if len(positions) != distributed.world_size():
+        raise ConfigError(
+            f"{folder}: the run had {len(positions)} process(es) and now has {distributed.world_size()}; the "
+            "order of the videos depends on it. Give the same number, or start without --resume."
+        )
+    position: dict[str, Any] = positions[distributed.rank()]
+    return position
+
+
+def check_same_run(folder: Path, config: TrainConfig) -> None:
+    """A resumed run keeps its model; other changes are the user's will, and are told."""
+    before = checkpoint.read_train_config(folder)
+    if before is None:
+        return
+    old, new = to_json(before), to_json(config)
+    if old["model"] != new["model"]:
+        changed = ", ".join(
+            f"{key}: {old['model'].get(key)!r} -> {new['model'].get(key)!r}"
+            for key in new["model"]
+            if old["model"].get(key) != new["model"].get(key)
+        )
+        raise ConfigError(
+            f"{folder}: the model was another one when this run began ({changed}); --resume needs the same."
+        )
+    for group in ("data", "optim"):
+        for key, value in new[group].items():
+            before_value = old[group].get(key)
+            if before_value != value and distributed.is_main():
+                change = f"{shortened(before_value)} -> {shortened(value)}"
+                say(f"Changed since the checkpoint: {group}.{key} {change}")
+
+
+def shortened(value: object) -> str:
+    """A setting as one line of a report shows it."""
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if text else "-"
