@@ -299,7 +299,7 @@ def test_video_level_data(tmp_path: Path) -> None:
     record = VideoRecord("a", np.array([1]), {}, {"mean_rgb": [0.5, 0.25]})
     found = find(write(tmp_path / "a.tfrecord", [record]))
     assert found["context"] == {"mean_rgb": 1}
-    assert "these are not frame features" in " ".join(remarks(found))
+    assert "these are no frame features" in " ".join(remarks(found))
     assert "other context features" in printed(found)
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from makers import free_port, make_data
 from nextvlad import checkpoint, metrics
-from nextvlad.config import NeXtVLADConfig, StreamConfig
+from nextvlad.config import InferenceOptions, NeXtVLADConfig, StreamConfig
 from nextvlad.data.batch import collate
 from nextvlad.data.sources import read
 from nextvlad.data.tfrecord import RecordWriter
@@ -25,6 +26,7 @@ from nextvlad.models import build_model
 from originals import paddle_batch, paddle_model
 
 CLASSES = 24
+HERE = InferenceOptions(workers=0)
 KEYS = {"num_videos", "gap", "hit_at_one", "perr", "map", "loss", "top1", "top5"}
 
 
@@ -52,8 +54,8 @@ def scored(folder: Path) -> tuple[Any, Any]:
         return torch.sigmoid(model(batch).double()).numpy(), batch.labels.numpy()
 
 
-def run(folder: Path, **more: Any) -> dict[str, Any]:
-    return evaluate(folder / "model", [str(folder / "test-*")], **{"workers": 0, **more})
+def run(folder: Path, options: InferenceOptions = HERE, **more: Any) -> dict[str, Any]:
+    return evaluate(folder / "model", [str(folder / "test-*")], options, **more)
 
 
 def test_equals_the_metrics_of_the_predictions(folder: Path, scored: tuple[Any, Any]) -> None:
@@ -75,7 +77,7 @@ def test_equals_the_metrics_of_the_predictions(folder: Path, scored: tuple[Any, 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (7, 0), (7, 2), (256, 2)])
 def test_batches_and_workers_change_nothing(folder: Path, batch_size: int, workers: int) -> None:
-    result, reference = run(folder, batch_size=batch_size, workers=workers), run(folder)
+    result, reference = run(folder, InferenceOptions(batch_size=batch_size, workers=workers)), run(folder)
     assert result.keys() == reference.keys()
     for key, value in reference.items():
         assert result[key] == pytest.approx(value, abs=1e-6), key
@@ -113,10 +115,10 @@ def test_the_file_and_the_table_say_what_is_returned(
 def test_what_cannot_be_scored(folder: Path, tmp_path: Path) -> None:
     unlabelled = make_data(tmp_path, "none", num_videos=5, num_classes=CLASSES, labelled=False)
     with pytest.raises(DataError, match=r"none of the 5 videos has a label.*nextvlad predict"):
-        evaluate(folder / "model", [unlabelled], workers=0)
+        evaluate(folder / "model", [unlabelled], HERE)
     (tmp_path / "empty.tfrecord").touch()
     with pytest.raises(DataError, match=r"empty.tfrecord: no videos in it"):
-        evaluate(folder / "model", [str(tmp_path / "empty.tfrecord")], workers=0)
+        evaluate(folder / "model", [str(tmp_path / "empty.tfrecord")], HERE)
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="a file is where a folder should be"):
         run(folder, json_file=tmp_path / "file" / "x.json")
@@ -124,7 +126,7 @@ def test_what_cannot_be_scored(folder: Path, tmp_path: Path) -> None:
     model.classifier.bias.data[3] = float("inf")
     checkpoint.save(tmp_path / "broken", model)
     with pytest.raises(DataError, match=r"not finite for v0000.*\.\.\.; its weights"):
-        evaluate(tmp_path / "broken", [str(folder / "test-*")], workers=0)
+        evaluate(tmp_path / "broken", [str(folder / "test-*")], HERE)
 
 
 def test_paddles_model_on_paddles_videos(golden: Path, tmp_path: Path) -> None:
@@ -137,7 +139,7 @@ def test_paddles_model_on_paddles_videos(golden: Path, tmp_path: Path) -> None:
             labels = np.flatnonzero(one.labels[0].numpy())
             writer.write(serialize_video_record(VideoRecord(video_id, labels, streams, {})))
     checkpoint.save(tmp_path / "model", paddle_model(golden).eval())
-    result = evaluate(tmp_path / "model", [str(tmp_path / "videos.tfrecord")], batch_size=4, workers=0)
+    result = evaluate(tmp_path / "model", [str(tmp_path / "videos.tfrecord")], replace(HERE, batch_size=4))
     text = (golden / "paddle" / "eval_bs4_expected.txt").read_text()
     expected = {key: float(value) for key, value in re.findall(r"(\w+) ?: ?([\d.]+)", text) if key != "py"}
     assert result["num_videos"] == 12

@@ -340,7 +340,7 @@ def test_a_place_of_something_else_is_refused(tmp_path: Path, shards: list[str])
     os.rename(shards[0], tmp_path / "other.tfrecord")
     with pytest.raises(ConfigError, match=r"4 files of .* bytes then, under other names or of other sizes"):
         loader([str(tmp_path)], **options)
-    with pytest.raises(ConfigError, match=r"version 7, wanted 1\. Start without --resume\."):
+    with pytest.raises(ConfigError, match=r"version 7, wanted 2\. Start without --resume\."):
         loader(shards[1:], position=place | {"version": 7})
 
 

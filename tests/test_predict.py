@@ -6,6 +6,7 @@ import pickle
 import pickletools
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 
 from makers import make_data, make_record
 from nextvlad import checkpoint
-from nextvlad.config import NeXtVLADConfig, StreamConfig
+from nextvlad.config import InferenceOptions, NeXtVLADConfig, StreamConfig
 from nextvlad.data.batch import collate
 from nextvlad.data.sources import read
 from nextvlad.data.tfrecord import RecordWriter
@@ -26,6 +27,7 @@ from nextvlad.importers import safe_pickle
 from nextvlad.models import build_model
 from nextvlad.predict import ParquetWriter, Prediction, predict, predict_batch, write_predictions
 
+HERE = InferenceOptions(workers=0)
 SUFFIXES = [".jsonl", ".csv", ".parquet", ".pkl"]
 NAMES = Vocabulary(("cat, tame", 'the "dog"', "Glück", "鳥", "e"))
 ROWS = [
@@ -238,8 +240,8 @@ def test_predictions_are_those_by_hand(
     folder: Path, tmp_path: Path, suffix: str, batch_size: int, workers: int
 ) -> None:
     out = tmp_path / f"out{suffix}"
-    count = predict(folder / "named", [str(folder / "test-*.tfrecord")], out=out, top_k=3,
-                    batch_size=batch_size, workers=workers)  # fmt: skip
+    count = predict(folder / "named", [str(folder / "test-*.tfrecord")],
+                    InferenceOptions(batch_size=batch_size, workers=workers), out=out, top_k=3)  # fmt: skip
     assert count == 23
     got = load_rows(out)
     wanted = by_hand(folder, 3)
@@ -253,30 +255,30 @@ def test_predictions_are_those_by_hand(
 def test_which_names(folder: Path, tmp_path: Path) -> None:
     data = [str(folder / "test-0.tfrecord")]
     out = tmp_path / "out.jsonl"
-    predict(folder / "named", data, out=out, workers=0)
+    predict(folder / "named", data, HERE, out=out)
     assert {name for row in names_in(out) or [] for name in row} == set(NAMES.names)
-    predict(folder / "plain", data, out=out, workers=0)
+    predict(folder / "plain", data, HERE, out=out)
     assert names_in(out) is None
     other = tmp_path / "other.csv"
     Vocabulary(("a", "b", "c", "d", "e")).save(other)
     for model in ("plain", "named"):
-        predict(folder / model, data, out=out, vocabulary=other, workers=0)
+        predict(folder / model, data, HERE, out=out, vocabulary=other)
         for (_, labels, _), names in zip(load_rows(out), names_in(out) or [], strict=True):
             assert names == ["abcde"[label] for label in labels]
     Vocabulary(("a", "b")).save(other)
     with pytest.raises(ConfigError, match=r"other.csv: 2 classes, the model has 5"):
-        predict(folder / "plain", data, out=out, vocabulary=other, workers=0)
+        predict(folder / "plain", data, HERE, out=out, vocabulary=other)
 
 
 def test_top_k(folder: Path, tmp_path: Path) -> None:
     data, out = [str(folder / "test-0.tfrecord")], tmp_path / "out.jsonl"
-    predict(folder / "plain", data, out=out, workers=0)
+    predict(folder / "plain", data, HERE, out=out)
     assert {len(labels) for _, labels, _ in load_rows(out)} == {5}  # all, as there are fewer than 20
-    predict(folder / "plain", data, out=out, top_k=1, workers=0)
+    predict(folder / "plain", data, HERE, out=out, top_k=1)
     assert {len(labels) for _, labels, _ in load_rows(out)} == {1}
     for top_k in (0, -1, 6):
         with pytest.raises(UsageError, match=rf"--top-k: got {top_k}, wanted 1 to 5"):
-            predict(folder / "plain", data, out=out, top_k=top_k, workers=0)
+            predict(folder / "plain", data, HERE, out=out, top_k=top_k)
 
 
 def test_labels_are_not_needed_and_equal_scores_keep_class_order() -> None:
@@ -294,14 +296,14 @@ def test_a_model_that_gives_no_numbers(folder: Path, tmp_path: Path) -> None:
     model.classifier.bias.data[2] = float("nan")
     checkpoint.save(tmp_path / "broken", model)
     with pytest.raises(DataError, match=r"not finite for v0000, .*--precision fp32"):
-        predict(tmp_path / "broken", [str(folder)], out=tmp_path / "out.csv", workers=0)
+        predict(tmp_path / "broken", [str(folder)], HERE, out=tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()
 
 
 def test_half_precision_is_close(folder: Path, tmp_path: Path) -> None:
     data = [str(folder / "test-0.tfrecord")]
     for precision in ("fp32", "bf16"):
-        predict(folder / "plain", data, out=tmp_path / f"{precision}.pkl", precision=precision, workers=0)
+        predict(folder / "plain", data, replace(HERE, precision=precision), out=tmp_path / f"{precision}.pkl")
     for one, other in zip(load_rows(tmp_path / "fp32.pkl"), load_rows(tmp_path / "bf16.pkl"), strict=True):
         by_class = [dict(zip(*row[1:], strict=True)) for row in (one, other)]
         for label, score in by_class[0].items():
@@ -315,7 +317,7 @@ def test_ids_that_are_not_text(folder: Path, tmp_path: Path, suffix: str) -> Non
     with RecordWriter(tmp_path / "odd.tfrecord") as writer:
         writer.write(payload)
     out = tmp_path / f"out{suffix}"
-    predict(folder / "plain", [str(tmp_path / "odd.tfrecord")], out=out, workers=0)
+    predict(folder / "plain", [str(tmp_path / "odd.tfrecord")], HERE, out=out)
     assert load_rows(out)[0][0] == r"v\xff\xfe01"
 
 
@@ -324,10 +326,10 @@ def test_damage_half_way(folder: Path, tmp_path: Path, capfd: Any) -> None:
     (tmp_path / "cut.tfrecord").write_bytes(whole[:-9])
     data, out = [str(tmp_path / "cut.tfrecord")], tmp_path / "out.jsonl"
     with pytest.raises(RecordError, match=r"cut\.tfrecord, byte"):
-        predict(folder / "plain", data, out=out, batch_size=1, workers=0)
+        predict(folder / "plain", data, replace(HERE, batch_size=1), out=out)
     assert not out.exists()
     assert "11 finished videos are kept" in capfd.readouterr().err
-    assert predict(folder / "plain", data, out=out, workers=0, skip_damaged=True) == 11
+    assert predict(folder / "plain", data, replace(HERE, skip_damaged=True), out=out) == 11
     assert "Skipped 1 damaged record:" in capfd.readouterr().err
 
 
@@ -342,9 +344,8 @@ def test_only_the_first_frames_count(folder: Path, tmp_path: Path) -> None:
         predict(
             folder / "plain",
             [str(tmp_path / f"{name}.tfrecord")],
+            InferenceOptions(workers=0, **more),
             out=tmp_path / f"{name}.pkl",
-            workers=0,
-            **more,
         )
     assert load_rows(tmp_path / "whole.pkl") == load_rows(tmp_path / "cut.pkl")
 
@@ -357,11 +358,11 @@ def test_one_process_only(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_labels_of_other_classes_do_not_matter(folder: Path, tmp_path: Path) -> None:
     data = make_data(tmp_path, "other", num_videos=6, num_classes=50)
-    assert predict(folder / "plain", [data], out=tmp_path / "p.jsonl", workers=0) == 6
+    assert predict(folder / "plain", [data], HERE, out=tmp_path / "p.jsonl") == 6
 
 
 def test_nothing_left_after_skipping_is_an_error(folder: Path, tmp_path: Path) -> None:
     data = make_data(tmp_path, "odd", num_videos=4, sizes={"rgb": 3, "audio": 6})
     with pytest.raises(DataError, match="every record was skipped"):
-        predict(folder / "plain", [data], out=tmp_path / "p.jsonl", workers=0, skip_damaged=True)
+        predict(folder / "plain", [data], replace(HERE, skip_damaged=True), out=tmp_path / "p.jsonl")
     assert not (tmp_path / "p.jsonl").exists()

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import shared_path
 from nextvlad.data import protobuf, video_record
 from nextvlad.data.protobuf import encode_varint
+from nextvlad.data.sources import read
 from nextvlad.data.tfrecord import RecordWriter, read_records
 from nextvlad.data.video_record import VideoRecord, parse_video_record, serialize_video_record
 from nextvlad.errors import RecordError, RecordPlace, UsageError
@@ -201,10 +203,39 @@ def test_float_and_integer_frames() -> None:
     assert record.streams["rgb"].tolist() == [[1, 2], [-3, 4]]
 
 
-def test_video_level_examples_keep_their_vectors_in_the_context() -> None:
-    record = parse_video_record(field(1, ID, entry("mean_rgb", floats_feature(0.5, 1.5))))
-    assert record.streams == {}
+def test_vectors_of_video_level_examples_are_streams_of_one_frame() -> None:
+    start = entry("start_time_seconds", floats_feature(3))
+    other = entry("std_rgb", floats_feature(0, 1))
+    vectors = [entry("mean_rgb", floats_feature(0.5, 1.5)), entry("mean_audio", floats_feature(2, 3, 4))]
+    payload = field(1, ID, start, other, *vectors) + field(2)
+    record = parse_video_record(payload)
+    assert record.stream_names == ("mean_rgb", "mean_audio")
+    assert {name: (frames.tolist(), frames.dtype) for name, frames in record.streams.items()} == {
+        "mean_rgb": ([[0.5, 1.5]], np.float32),
+        "mean_audio": ([[2, 3, 4]], np.float32),
+    }
+    assert record.context == {"start_time_seconds": [3.0], "std_rgb": [0.0, 1.0]}
+    some = parse_video_record(payload, streams={"mean_audio", "rgb"})
+    assert list(some.streams) == ["mean_audio"]
+    assert some.stream_names == ("mean_rgb", "mean_audio")
+
+
+def test_vectors_beside_frames_stay_in_the_context() -> None:
+    context = [ID, entry("mean_rgb", floats_feature(0.5, 1.5))]
+    record = parse_video_record(sequence(context, [entry("rgb", frame_list(bytes_feature(b"ab")))]))
+    assert list(record.streams) == ["rgb"]
     assert record.context == {"mean_rgb": [0.5, 1.5]}
+
+
+def test_real_video_level_files() -> None:
+    records = list(read(shared_path("data/yt8m_video_level")))
+    assert len(records) > 100
+    for record in records:
+        assert {name: frames.shape for name, frames in record.streams.items()} == {
+            "mean_rgb": (1, 1024),
+            "mean_audio": (1, 128),
+        }
+        assert len(record.labels)
 
 
 # ---- what is refused ---------------------------------------------------------------------------------

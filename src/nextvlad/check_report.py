@@ -227,8 +227,8 @@ def remarks(found: _Findings) -> Iterator[str]:
         return
     if not found["streams"]:
         yield (
-            "No feature streams: these are not frame features (video-level features, perhaps). Training "
-            "wants one list of frames a stream."
+            "No feature streams: these are no frame features. Training wants one list of frames a stream, "
+            "or a video-level vector called mean_..."
         )
     for name, stream in found["streams"].items():
         yield from _stream_remarks(name, stream, videos)

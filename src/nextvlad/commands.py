@@ -11,15 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 import tyro
 
-from nextvlad.config import StreamConfig, TrainConfig
+from nextvlad.config import InferenceOptions, StreamConfig, TrainConfig
 from nextvlad.errors import UsageError
 from nextvlad.recipes import RECIPES, find_recipe
-
-_Precision = Literal["fp32", "bf16", "fp16"]
 
 
 def _option(metavar: str, hint: str = "") -> Any:
@@ -31,6 +29,8 @@ _Checkpoint = Annotated[Path, tyro.conf.Positional, _option("CHECKPOINT")]
 _Data = Annotated[tuple[str, ...], tyro.conf.Positional, _option("DATA...")]
 _File = Annotated[Path | None, _option("FILE")]
 _Count = Annotated[int | None, _option("INT")]
+_Options = Annotated[InferenceOptions, tyro.conf.arg(name="")]
+_DEFAULTS = InferenceOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,12 +148,7 @@ def _evaluate(arguments: list[str]) -> int:
         json: _File = None,
         top_k: _Count = None,
         no_map: bool = False,
-        batch_size: int = 256,
-        max_frames: _Count = None,
-        workers: int = 1,
-        device: str = "auto",
-        precision: _Precision = "fp32",
-        skip_damaged: bool = False,
+        options: _Options = _DEFAULTS,
     ) -> None:
         """Hit@1, PERR, GAP and mAP of a checkpoint, exact over all of the labelled data.
 
@@ -163,28 +158,11 @@ def _evaluate(arguments: list[str]) -> int:
             json: Also write the metrics to this file.
             top_k: Labels kept a video for GAP; 20, or all where there are fewer, if not given.
             no_map: Leave out the untruncated mAP, which keeps every score (on disk when many).
-            batch_size: Videos at a time; changes no result.
-            max_frames: Frames used of each stream; as in training if not given.
-            workers: Reader processes beside this one.
-            device: auto (a GPU if there is one), cpu, cuda, cuda:1, ...
-            precision: Of the matrix products.
-            skip_damaged: Skip damaged records and list them, instead of stopping.
+            options: How to read and compute.
         """
         from nextvlad.evaluate import evaluate as run
 
-        run(
-            checkpoint,
-            _given(data),
-            json_file=json,
-            top_k=top_k,
-            with_map=not no_map,
-            batch_size=batch_size,
-            max_frames=max_frames,
-            workers=workers,
-            device=device,
-            precision=precision,
-            skip_damaged=skip_damaged,
-        )
+        run(checkpoint, _given(data), options, json_file=json, top_k=top_k, with_map=not no_map)
 
     _parse(evaluate, arguments, "evaluate")
     return 0
@@ -197,12 +175,7 @@ def _predict(arguments: list[str]) -> int:
         out: Annotated[Path, _option("FILE", "(required)")],
         top_k: _Count = None,
         vocabulary: _File = None,
-        batch_size: int = 256,
-        max_frames: _Count = None,
-        workers: int = 1,
-        device: str = "auto",
-        precision: _Precision = "fp32",
-        skip_damaged: bool = False,
+        options: _Options = _DEFAULTS,
     ) -> None:
         """The best labels of each video, into one file.
 
@@ -212,28 +185,11 @@ def _predict(arguments: list[str]) -> int:
             out: By its suffix: .jsonl, .csv (Kaggle 2018), .parquet or .pkl (Paddle v1.5.1).
             top_k: Labels a video, best first; 20, or all where there are fewer, if not given.
             vocabulary: CSV with class names; the checkpoint's own if not given.
-            batch_size: Videos at a time; changes no result.
-            max_frames: Frames used of each stream; as in training if not given.
-            workers: Reader processes beside this one.
-            device: auto (a GPU if there is one), cpu, cuda, cuda:1, ...
-            precision: Of the matrix products.
-            skip_damaged: Skip damaged records and list them, instead of stopping.
+            options: How to read and compute.
         """
         from nextvlad.predict import predict as run
 
-        run(
-            checkpoint,
-            _given(data),
-            out=out,
-            top_k=top_k,
-            vocabulary=vocabulary,
-            batch_size=batch_size,
-            max_frames=max_frames,
-            workers=workers,
-            device=device,
-            precision=precision,
-            skip_damaged=skip_damaged,
-        )
+        run(checkpoint, _given(data), options, out=out, top_k=top_k, vocabulary=vocabulary)
 
     _parse(predict, arguments, "predict")
     return 0

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nextvlad.check import check
-from nextvlad.config import TrainConfig
+from nextvlad.config import InferenceOptions, TrainConfig
 from nextvlad.data.sources import read
 from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import UsageError
@@ -64,7 +64,7 @@ def demo(out: Path, *, open_plots: bool = False) -> dict[str, dict[str, Any]]:
 
 def _run(data: Path, out: Path, *, open_plots: bool) -> dict[str, dict[str, Any]]:
     train_data, test_data = [str(data / "train-*.tfrecord")], [str(data / "test-*.tfrecord")]
-    vocabulary = data / "vocabulary.csv"
+    vocabulary, here = data / "vocabulary.csv", InferenceOptions(workers=0)
 
     _headline("1. The data: who of nine speakers said /ae/? (speech standing in for video; UCI, CC BY 4.0)")
     check([*train_data, *test_data], vocabulary=vocabulary, workers=1)
@@ -78,11 +78,11 @@ def _run(data: Path, out: Path, *, open_plots: bool) -> dict[str, dict[str, Any]
         train(config, out / name)
         # The last checkpoint, not the best: the test split is watched here, not chosen by.
         results[name] = dict(
-            evaluate(out / name / "last", test_data, top_k=5, json_file=out / f"{name}.json", workers=0)
+            evaluate(out / name / "last", test_data, here, top_k=5, json_file=out / f"{name}.json")
         )
 
     _headline("4. Predict, and draw")
-    predict(out / "nextvlad" / "last", test_data, out=out / "predictions.jsonl", top_k=3, workers=0)
+    predict(out / "nextvlad" / "last", test_data, here, out=out / "predictions.jsonl", top_k=3)
     training_curves(out / "nextvlad" / "metrics.jsonl", out / "training_curves.png")
     names = Vocabulary.load(vocabulary).names
     confusion_matrix(

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 from torch.nn import functional
 
-from nextvlad import checkpoint, distributed
-from nextvlad.data.loader import FrameLoader, count_examples
-from nextvlad.errors import DataError, RecordError, UsageError
+from nextvlad import distributed
+from nextvlad.config import InferenceOptions
+from nextvlad.data.loader import FrameLoader
+from nextvlad.errors import DataError
 from nextvlad.files import write_json
+from nextvlad.inference import autocast, check_finite, open_checkpoint, settle_top_k, tell_damage
 from nextvlad.metrics import MetricAccumulator
-from nextvlad.metrics.ranking import DEFAULT_TOP_K
 from nextvlad.models import Model
-from nextvlad.progress import ProgressBar, console, say
+from nextvlad.progress import ProgressBar
 
 _ROWS = {
     "gap": ("GAP@{k}", "precision over all videos' {k} best labels pooled"),
@@ -31,13 +29,6 @@ _ROWS = {
     "top5": ("top-5", "for single-label data"),
     "loss": ("loss", "cross-entropy summed over labels, mean over videos"),
 }
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Matrix products in `precision` ("fp32", "bf16", "fp16") on this device."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
 @torch.inference_mode()
@@ -114,31 +105,21 @@ def _merge_on_main(metrics: MetricAccumulator) -> None:
 def evaluate(
     checkpoint_folder: Path,
     data: Sequence[str],
+    options: InferenceOptions | None = None,
     *,
     json_file: Path | None = None,
     top_k: int | None = None,
     with_map: bool = True,
-    batch_size: int = 256,
-    max_frames: int | None = None,
-    workers: int = 1,
-    device: str = "auto",
-    precision: str = "fp32",
-    skip_damaged: bool = False,
 ) -> dict[str, float | int | None]:
     """`nextvlad evaluate`: prints the table, writes the JSON file, returns the metrics.
 
     Args:
         checkpoint_folder: a run or one of its checkpoints.
         data: files, folders, globs or .list files, with labels.
+        options: how to read and compute; None: the defaults.
         json_file: where the metrics go as well.
         top_k: classes kept a video for GAP, in 1..C; None: 20, or all where there are fewer.
         with_map: also the untruncated mAP.
-        batch_size: videos at a time; changes no result.
-        max_frames: frames used of each stream; None: as in training.
-        workers: reader processes.
-        device: as torch spells it, or "auto".
-        precision: "fp32", "bf16" or "fp16".
-        skip_damaged: skip damaged records and list them.
 
     Returns:
         As `score`; on every rank.
@@ -146,35 +127,21 @@ def evaluate(
     Raises:
         NextvladError: as its message says.
     """
-    where = distributed.pick_device(device)
-    place = checkpoint.resolve(checkpoint_folder)
-    model = checkpoint.load(place, device=where)
-    kept = settle_top_k(top_k, model.config.num_classes)
-    frames = trained_max_frames(place) if max_frames is None else max_frames
-    with distributed.process_group(where):
-        loader = FrameLoader(
-            data,
-            streams=model.config.streams,
-            num_classes=model.config.num_classes,
-            batch_size=batch_size,
-            max_frames=frames,
-            workers=workers,
-            pin_memory=where.type == "cuda",
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            skip_damaged=skip_damaged,
-        )
-        with loader:
+    options = options or InferenceOptions()
+    with distributed.process_group(distributed.pick_device(options.device)):
+        opened = open_checkpoint(checkpoint_folder, data, options, with_labels=True)
+        kept = settle_top_k(top_k, opened.model.config.num_classes)
+        with opened.loader:
             result = score(
-                model,
-                loader,
-                device=where,
-                precision=precision,
+                opened.model,
+                opened.loader,
+                device=opened.device,
+                precision=options.precision,
                 top_k=kept,
                 with_map=with_map,
-                num_videos=count_examples(data, skip_damaged=skip_damaged) if console.is_terminal else None,
+                num_videos=opened.total,
             )
-        tell_damage(loader.damage)
+        tell_damage(opened.loader.damage)
         if distributed.is_main():
             check_scored(result, data)
             print_table(result, kept)
@@ -192,46 +159,6 @@ def check_scored(result: dict[str, float | int | None], data: Sequence[str]) -> 
             f"{' '.join(data)}: none of the {result['num_videos']:,} videos has a label; wanted labelled "
             "videos to score. For a test split without labels there is `nextvlad predict`."
         )
-
-
-def check_finite(logits: Tensor, video_ids: Sequence[str]) -> None:
-    """Raises DataError, with the ids, where a model's output [B, C] is not finite."""
-    if bool(torch.isfinite(logits).all()):
-        return
-    bad = [name for name, row in zip(video_ids, logits, strict=True) if not row.isfinite().all()]
-    raise DataError(
-        f"the model's output is not finite for {', '.join(bad[:10])}{' ...' if len(bad) > 10 else ''}; its "
-        "weights or these features are broken, or the precision is too low (try --precision fp32)."
-    )
-
-
-def settle_top_k(top_k: int | None, num_classes: int) -> int:
-    """How many classes a video to keep: as asked; 20, or all where there are fewer, if not asked.
-
-    Raises:
-        UsageError: `top_k` is outside 1..num_classes.
-    """
-    if top_k is None:
-        return min(DEFAULT_TOP_K, num_classes)
-    if not 1 <= top_k <= num_classes:
-        raise UsageError(f"--top-k: got {top_k}, wanted 1 to {num_classes}, the number of classes.")
-    return top_k
-
-
-def trained_max_frames(folder: Path) -> int:
-    """How many frames of a stream the checkpoint was trained to see; 300 if it does not say."""
-    config = checkpoint.read_train_config(folder)
-    return config.data.max_frames if config else 300
-
-
-def tell_damage(damage: Sequence[RecordError]) -> None:
-    """Lists what was skipped, if anything."""
-    if damage:
-        say(f"Skipped {len(damage)} damaged record{'s' if len(damage) > 1 else ''}:")
-        for error in damage[:20]:
-            say(f"  {error}")
-        if len(damage) > 20:
-            say(f"  ... and {len(damage) - 20} more; `nextvlad check` lists all.")
 
 
 def print_table(result: dict[str, float | int | None], top_k: int) -> None:

@@ -19,15 +19,14 @@ from typing import IO, Any
 
 import torch
 
-from nextvlad import checkpoint, distributed
+from nextvlad.config import InferenceOptions
 from nextvlad.data.batch import FrameBatch
-from nextvlad.data.loader import FrameLoader, count_examples
 from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import DataError, OutputError, UsageError
-from nextvlad.evaluate import autocast, check_finite, settle_top_k, tell_damage, trained_max_frames
 from nextvlad.files import why
+from nextvlad.inference import autocast, check_finite, open_checkpoint, settle_top_k, tell_damage
 from nextvlad.models import Model
-from nextvlad.progress import ProgressBar, console, say
+from nextvlad.progress import ProgressBar, say
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ def predict_batch(
     Raises:
         DataError: the model's output is not finite.
     """
-    device = model.classifier.weight.device
+    device = next(model.parameters()).device
     with autocast(device, precision):
         logits = model(batch).float()  # [B, C]
     check_finite(logits, batch.video_ids)
@@ -72,77 +71,53 @@ def predict_batch(
 def predict(
     checkpoint_folder: Path,
     data: Sequence[str],
+    options: InferenceOptions | None = None,
     *,
     out: Path,
     top_k: int | None = None,
     vocabulary: Path | None = None,
-    batch_size: int = 256,
-    max_frames: int | None = None,
-    workers: int = 1,
-    device: str = "auto",
-    precision: str = "fp32",
-    skip_damaged: bool = False,
 ) -> int:
     """`nextvlad predict`: writes `out` and returns the number of videos in it.
 
     Args:
         checkpoint_folder: a run or one of its checkpoints.
         data: files, folders, globs or .list files; labels are not needed.
+        options: how to read and compute; None: the defaults.
         out: .jsonl, .csv, .parquet or .pkl.
         top_k: classes a video, in 1..C; None: 20, or all where there are fewer.
         vocabulary: class names; None: the checkpoint's own, if it has some.
-        batch_size: videos at a time; changes no result beyond the last bit of a score.
-        max_frames: frames used of each stream; None: as in training.
-        workers: reader processes.
-        device: as torch spells it, or "auto".
-        precision: "fp32", "bf16" or "fp16".
-        skip_damaged: skip damaged records and list them.
 
     Raises:
         NextvladError: as its message says; finished rows stay in `out`.partial.
     """
+    options = options or InferenceOptions()
     writer_for(out)  # a mistaken name is told at once
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
             "predict runs in one process; start it without torchrun, on a share of the data each."
         )
-    where = distributed.pick_device(device)
-    place = checkpoint.resolve(checkpoint_folder)
-    model = checkpoint.load(place, device=where)
-    names = model.vocabulary
+    opened = open_checkpoint(checkpoint_folder, data, options, with_labels=False)
+    names = opened.model.vocabulary
     if vocabulary is not None:
         names = Vocabulary.load(vocabulary)
-        names.check_size(model.config.num_classes, where=str(vocabulary))
-    kept = settle_top_k(top_k, model.config.num_classes)
-    loader = FrameLoader(
-        data,
-        streams=model.config.streams,
-        num_classes=model.config.num_classes,
-        batch_size=batch_size,
-        max_frames=trained_max_frames(place) if max_frames is None else max_frames,
-        workers=workers,
-        pin_memory=where.type == "cuda",
-        skip_damaged=skip_damaged,
-        with_labels=False,
-    )
-    total = count_examples(data, skip_damaged=skip_damaged) if console.is_terminal else None
+        names.check_size(opened.model.config.num_classes, where=str(vocabulary))
+    kept = settle_top_k(top_k, opened.model.config.num_classes)
 
     def predictions() -> Generator[Prediction, None, None]:
         seen = 0
-        with loader, ProgressBar("Predicting", total=total, unit="videos") as bar:
-            for batch in loader:
-                yield from predict_batch(
-                    model, batch.to(where, non_blocking=True), top_k=kept, precision=precision
-                )
+        with opened.loader, ProgressBar("Predicting", total=opened.total, unit="videos") as bar:
+            for batch in opened.loader:
+                on_device = batch.to(opened.device, non_blocking=True)
+                yield from predict_batch(opened.model, on_device, top_k=kept, precision=options.precision)
                 seen += batch.num_videos
                 bar.advance(batch.num_videos)
-        if loader.damage and not seen:
-            tell_damage(loader.damage)
+        if opened.loader.damage and not seen:
+            tell_damage(opened.loader.damage)
             raise DataError(f"{', '.join(map(str, data))}: every record was skipped; nothing to predict.")
 
     with closing(predictions()) as rows:
         count = write_predictions(out, rows, names)
-    tell_damage(loader.damage)
+    tell_damage(opened.loader.damage)
     say(f"{count:,} videos -> {out}")
     return count
 

@@ -53,11 +53,14 @@ class FrameBatch:
         video_ids: B ids.
         labels: [B, C] bool, True for a class the video has; all False for a video without labels.
         streams: name of each stream -> its frames.
+        rated: [B, C] bool, True where somebody judged whether the class is there (segments of YouTube-8M
+            2019): only there a loss or a score means anything. None: everywhere.
     """
 
     video_ids: list[str]
     labels: Tensor
     streams: dict[str, Frames]
+    rated: Tensor | None = None
 
     @property
     def num_videos(self) -> int:
@@ -88,7 +91,8 @@ class FrameBatch:
             raise ValueError(f"FrameBatch[...]: got step {step}, wanted neighbouring videos (step 1).")
         part = slice(start, max(start, stop))
         streams = {name: frames[part] for name, frames in self.streams.items()}
-        return FrameBatch(self.video_ids[part], self.labels[part], streams)
+        rated = None if self.rated is None else self.rated[part]
+        return FrameBatch(self.video_ids[part], self.labels[part], streams, rated)
 
     def split(self, parts: int) -> list[FrameBatch]:
         """At most `parts` batches of about equal numbers of videos, none empty, in order."""
@@ -117,7 +121,8 @@ class FrameBatch:
             name: Frames(change(frames.values), change(frames.offsets))
             for name, frames in self.streams.items()
         }
-        return FrameBatch(self.video_ids, change(self.labels), streams)
+        rated = None if self.rated is None else change(self.rated)
+        return FrameBatch(self.video_ids, change(self.labels), streams, rated)
 
 
 def collate(
@@ -162,7 +167,7 @@ def find_fault(record: VideoRecord, streams: Sequence[StreamConfig], num_classes
             return f"stream {stream.name} holds {values.dtype}, wanted bytes (uint8) or float32."
     if missing and not {stream.name for stream in streams}.issuperset(record.stream_names):
         return _wrong_names(record, streams)
-    labels = record.labels.tolist()
+    labels = record.labels.tolist() + ([] if record.rated is None else record.rated.tolist())
     if labels and (min(labels) < 0 or max(labels) >= num_classes):
         wrong = next(label for label in labels if not 0 <= label < num_classes)
         return (
@@ -189,16 +194,19 @@ class PackedBatch:
     """A batch in one block of memory, so that it is pinned, or sent to another process, in one go.
 
     Attributes:
-        buffer: [bytes] uint8: the labels, then of each stream its offsets and its values.
+        buffer: [bytes] uint8: the labels, then what was rated if known, then of each stream its offsets and
+            its values.
         video_ids: B ids.
         num_classes: C.
         parts: name, dtype of the values, N and D of each stream, in order.
+        has_rated: whether the buffer says what was rated.
     """
 
     buffer: Tensor
     video_ids: list[str]
     num_classes: int
     parts: list[tuple[str, torch.dtype, int, int]]
+    has_rated: bool = False
 
     def batch(self) -> FrameBatch:
         """The tensors, as views into the block."""
@@ -212,11 +220,12 @@ class PackedBatch:
             return part
 
         labels = take(torch.bool, num_videos, self.num_classes)
+        rated = take(torch.bool, num_videos, self.num_classes) if self.has_rated else None
         streams = {}
         for name, dtype, num_frames, size in self.parts:
             offsets = take(torch.int64, num_videos + 1)
             streams[name] = Frames(take(dtype, num_frames, size), offsets)
-        return FrameBatch(self.video_ids, labels, streams)
+        return FrameBatch(self.video_ids, labels, streams, rated)
 
     def pin_memory(self) -> PackedBatch:
         """A copy in page-locked memory. Needs CUDA."""
@@ -249,13 +258,17 @@ def pack(
         for stream in streams
     ]
     num_videos = len(records)
-    total = _aligned(num_videos * num_classes)
+    has_rated = any(record.rated is not None for record in records)
+    total = _aligned(num_videos * num_classes) * (1 + has_rated)
     for _, dtype, num_frames, size in parts:
         total += _aligned((num_videos + 1) * 8) + _aligned(num_frames * size * dtype.itemsize)
     buffer = allocate(total) if allocate else torch.empty(total, dtype=torch.uint8)
-    packed = PackedBatch(buffer, [record.video_id for record in records], num_classes, parts)
+    packed = PackedBatch(buffer, [record.video_id for record in records], num_classes, parts, has_rated)
     batch = packed.batch()
-    _write_labels(batch.labels.numpy(), records)
+    _mark(batch.labels.numpy(), [record.labels for record in records])
+    if batch.rated is not None:
+        everything = np.arange(num_classes)
+        _mark(batch.rated.numpy(), [everything if r.rated is None else r.rated for r in records])
     for name, frames in batch.streams.items():
         offsets = frames.offsets.numpy()
         offsets[0] = 0
@@ -287,11 +300,12 @@ def _dtype_of(
     return torch.from_numpy(np.empty(0, dtypes.pop() if dtypes else np.uint8)).dtype
 
 
-def _write_labels(out: NDArray[np.bool_], records: Sequence[VideoRecord]) -> None:
+def _mark(out: NDArray[np.bool_], classes: list[NDArray[np.int64]]) -> None:
+    """Sets [B, C] to True at the classes of each row, and to False elsewhere."""
     out[:] = False
-    rows = np.repeat(np.arange(len(records)), [len(record.labels) for record in records])
+    rows = np.repeat(np.arange(len(classes)), [len(of_one) for of_one in classes])
     if len(rows):
-        out[rows, np.concatenate([record.labels for record in records])] = True
+        out[rows, np.concatenate(classes)] = True
 
 
 def _aligned(size: int) -> int:

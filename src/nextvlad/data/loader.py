@@ -24,6 +24,7 @@ from nextvlad.config import StreamConfig
 from nextvlad.data.batch import FrameBatch
 from nextvlad.data.processes import Readers
 from nextvlad.data.reader import Delivery, Reader, ReaderPlan, ReaderState
+from nextvlad.data.segments import Segments
 from nextvlad.data.sources import expand, read_file
 from nextvlad.data.tfrecord import count_records
 from nextvlad.errors import ConfigError, DataError, RecordError, UsageError, WorkerError
@@ -31,7 +32,7 @@ from nextvlad.errors import ConfigError, DataError, RecordError, UsageError, Wor
 _PEEK = 256  # records looked at to learn the streams
 _COUNTING_THREADS = 8
 _MOST_WORKERS = 1024  # a slip of the keyboard should not fill the machine with processes
-_VERSION = 1
+_VERSION = 2
 _AFRESH = "Start without --resume."
 
 _Ready = tuple[int, FrameBatch | None, Delivery]
@@ -65,6 +66,8 @@ class FrameLoader:
         position: what `position()` gave, to go on there.
         prefetch: batches each reader process may have ready.
         with_labels: False reads no labels, so that labels of other classes do not matter.
+        segments: what counts as a video: None: a whole one; "rated": each segment that was judged; "all":
+            every five seconds (see `nextvlad.data.segments`).
 
     Attributes:
         damage: what was skipped, with places; each place once, however many epochs.
@@ -97,6 +100,7 @@ class FrameLoader:
         position: Mapping[str, Any] | None = None,
         prefetch: int = 2,
         with_labels: bool = True,
+        segments: Segments | None = None,
     ) -> None:
         _check_range("batch_size", batch_size, 1)
         _check_range("max_frames", max_frames, 1)
@@ -130,6 +134,7 @@ class FrameLoader:
                 num_readers=world_size * readers,
                 skip_damaged=skip_damaged,
                 with_labels=with_labels,
+                segments=segments,
             )
             for number in range(readers)
         ]
@@ -141,6 +146,7 @@ class FrameLoader:
             "seed": seed,
             "shuffle": shuffle,
             "shuffle_buffer": shuffle_buffer,
+            "segments": segments,
         }
         self._workers, self._start_method, self._prefetch = workers, start_method, prefetch
         self._pin = pin_memory and torch.cuda.is_available()

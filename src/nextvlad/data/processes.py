@@ -50,7 +50,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class _Message(NamedTuple):
     """What goes through the socket; the descriptor of the memory follows if there is a batch."""
 
-    batch: tuple[int, list[str], int, list[tuple[str, torch.dtype, int, int]]] | None
+    # Size of the memory, then as PackedBatch.
+    batch: tuple[int, list[str], int, list[tuple[str, torch.dtype, int, int]], bool] | None
     state: ReaderState
     damage: list[RecordError]
 
@@ -107,8 +108,8 @@ class Readers:
                 raise message
             batch = None
             if message.batch is not None:
-                size, video_ids, num_classes, parts = message.batch
-                batch = PackedBatch(_receive_memory(worker.socket, size), video_ids, num_classes, parts)
+                size, *what = message.batch
+                batch = PackedBatch(_receive_memory(worker.socket, size), *what)
                 worker.connection.send_bytes(_GO_ON)
             return Delivery(batch, message.state, message.damage)
         except (EOFError, OSError):
@@ -233,7 +234,10 @@ def _send_all(plan: ReaderPlan, state: ReaderState, prefetch: int, connection: C
                 connection.recv_bytes()  # the parent took one
                 prefetch += 1
             batch = delivery.batch
-            shape = (batch.buffer.numel(), batch.video_ids, batch.num_classes, batch.parts) if batch else None
+            shape = None
+            if batch is not None:
+                size = batch.buffer.numel()
+                shape = (size, batch.video_ids, batch.num_classes, batch.parts, batch.has_rated)
             connection.send(_Message(shape, delivery.state, delivery.damage))
             if batch is not None:
                 memory.send(carrier)

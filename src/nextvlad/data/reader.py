@@ -5,9 +5,11 @@ which this is one; it runs in the process of training or in a reader process, an
 are dealt out anew each epoch. Where there are fewer shards than readers, every reader reads all of
 them and keeps every num_readers-th record. Either way each video comes once an epoch.
 
+A record is one video of a batch, or, where the plan asks for segments, several: its *parts*.
+
 What a reader yields depends on its plan alone, never on timing, and its state after each batch is a
-handful of numbers: where to read on, how many random numbers were drawn, and the places of the records
-that wait in the shuffle buffer. To resume, those records are read again.
+handful of numbers: where to read on, how many random numbers were drawn, and the places of the parts
+that wait in the shuffle buffer. To resume, their records are read again.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from torch import Tensor
 
 from nextvlad.config import StreamConfig
 from nextvlad.data.batch import PackedBatch, find_fault, pack
+from nextvlad.data.paddle_pickle import is_pickle, read_pickle
+from nextvlad.data.segments import Segments, segments_of
 from nextvlad.data.tfrecord import read_records
 from nextvlad.data.video_record import VideoRecord, parse_video_record
 from nextvlad.errors import ConfigError, DataError, RecordError, RecordPlace
@@ -49,6 +53,11 @@ class ReaderPlan:
     num_readers: int
     skip_damaged: bool
     with_labels: bool = True
+    segments: Segments | None = None
+
+
+_NUMBERS = ("epoch", "draws", "turn", "offset", "number", "part")
+_COLUMNS = ("shards", "offsets", "numbers", "parts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,28 +69,22 @@ class ReaderState:
     turn: int = 0  # position in this epoch's list of shards
     offset: int = 0  # bytes, in that shard
     number: int = 0  # record number, in that shard
-    held: bytes = b""  # [3, records] int64: shard, offset and number of each record in the buffer
+    part: int = 0  # parts of that record that were taken already
+    held: bytes = b""  # [4, parts] int64: shard, offset, record number and part of each in the buffer
 
     def to_json(self) -> dict[str, object]:
-        """Plain values; `held` as three lists."""
-        shards, offsets, numbers = np.frombuffer(self.held, np.int64).reshape(3, -1).tolist()
-        return {
-            "epoch": self.epoch,
-            "draws": self.draws,
-            "turn": self.turn,
-            "offset": self.offset,
-            "number": self.number,
-            "held": {"shards": shards, "offsets": offsets, "numbers": numbers},
-        }
+        """Plain values; `held` as four lists."""
+        columns = np.frombuffer(self.held, np.int64).reshape(len(_COLUMNS), -1).tolist()
+        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        return {**numbers, "held": dict(zip(_COLUMNS, columns, strict=True))}
 
     @classmethod
     def from_json(cls, values: Any) -> ReaderState:
         """The reverse; ConfigError for anything else."""
         try:
-            held = values["held"]
-            places = np.array([held["shards"], held["offsets"], held["numbers"]], np.int64)
-            epoch, draws, turn = (int(values[name]) for name in ("epoch", "draws", "turn"))
-            return cls(epoch, draws, turn, int(values["offset"]), int(values["number"]), places.tobytes())
+            held = np.array([values["held"][name] for name in _COLUMNS], np.int64)
+            numbers = {name: int(values[name]) for name in _NUMBERS}
+            return cls(**numbers, held=held.tobytes())
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"the place in the data is not one this version saved ({error!r}); start without --resume."
@@ -97,13 +100,17 @@ class Delivery(NamedTuple):
 
 
 class _Held(NamedTuple):
-    """A record that waits for its batch; its streams are views of its own copy of the payload."""
+    """A record, or a part of one, that waits for its batch.
+
+    Its streams are views of its own copy of the payload, or else its own (`payload` None).
+    """
 
     record: VideoRecord
-    payload: NDArray[np.uint8]
+    payload: NDArray[np.uint8] | None
     shard: int
     offset: int
     number: int
+    part: int = 0
 
 
 class _Copies:
@@ -127,9 +134,9 @@ class _Copies:
         copy[:] = payload
         return copy
 
-    def done(self, copy: NDArray[np.uint8]) -> None:
+    def done(self, copy: NDArray[np.uint8] | None) -> None:
         """Nobody reads this copy any more."""
-        memory = copy.base
+        memory = None if copy is None else copy.base
         if isinstance(memory, np.ndarray) and len(self._free) < self._most:
             self._free.append(memory)
 
@@ -155,9 +162,9 @@ class Reader:
         self._names = {stream.name for stream in plan.streams}
         self._damage: list[RecordError] = []
         self._copies = _Copies(plan.batch_size)
-        self._epoch = self._draws = self._turn = self._offset = self._number = 0
-        # Three columns rather than rows: each batch carries them, and bytes travel at no cost.
-        self._places = (array("q"), array("q"), array("q"))
+        self._epoch = self._draws = self._turn = self._offset = self._number = self._part = 0
+        # Columns rather than rows: each batch carries them, and bytes travel at no cost.
+        self._places = (array("q"), array("q"), array("q"), array("q"))
 
     def __iter__(self) -> Iterator[Delivery]:
         """Raises RecordError (without `skip_damaged`), UsageError, DataError."""
@@ -178,7 +185,7 @@ class Reader:
         for done in waiting:
             self._copies.done(done.payload)
         held = b"".join(column.tobytes() for column in self._places)
-        state = ReaderState(self._epoch, self._draws, self._turn, self._offset, self._number, held)
+        state = ReaderState(**{name: getattr(self, f"_{name}") for name in _NUMBERS}, held=held)
         damage, self._damage = self._damage, []
         return Delivery(batch, state, damage)
 
@@ -186,27 +193,30 @@ class Reader:
         start = self._start if epoch == self._start.epoch else ReaderState()
         self._epoch, self._draws = epoch, start.draws
         self._turn, self._offset, self._number = start.turn, start.offset, start.number
+        self._part = start.part
         incoming = self._read(epoch)
         if not self._plan.shuffle or self._plan.shuffle_buffer <= 1:
             return incoming
         return self._shuffled(incoming, self._read_again(start.held))
 
     def _shuffled(self, incoming: Iterator[_Held], buffer: list[_Held]) -> Iterator[_Held]:
-        """Each record draws one of those that wait, and takes its place."""
+        """Each that comes draws one of those that wait, and takes its place."""
         capacity = self._plan.shuffle_buffer
         random = _generator(self._plan.seed, self._epoch, self._plan.reader + 1, self._draws)
-        shards, offsets, numbers = self._places
+        shards, offsets, numbers, parts = self._places
         for held in incoming:
             if len(buffer) < capacity:
                 buffer.append(held)
                 shards.append(held.shard)
                 offsets.append(held.offset)
                 numbers.append(held.number)
+                parts.append(held.part)
                 continue
             slot = int(random() * capacity)
             self._draws += 1
             drawn, buffer[slot] = buffer[slot], held
             shards[slot], offsets[slot], numbers[slot] = held.shard, held.offset, held.number
+            parts[slot] = held.part
             yield drawn
         while buffer:
             slot = int(random() * len(buffer))
@@ -220,67 +230,98 @@ class Reader:
             yield drawn
 
     def _read(self, epoch: int) -> Iterator[_Held]:
-        """The records of this epoch from where the reader stands, in the order of the files."""
+        """What this epoch holds from where the reader stands, in the order of the files."""
         shards, shared = _deal(self._plan, epoch)
-        num_readers, skip = self._plan.num_readers, self._plan.skip_damaged
+        num_readers = self._plan.num_readers
         for turn in range(self._turn, len(shards)):
             if turn != self._turn:
-                self._turn, self._offset, self._number = turn, 0, 0
-            shard = shards[turn]
-            path = self._plan.shards[shard]
-            start = RecordPlace(path, self._offset, self._number) if self._offset else None
+                self._turn, self._offset, self._number, self._part = turn, 0, 0, 0
             # Which of the readers has record 0 changes, lest the first gets more where shards are short.
             mine = (self._plan.reader - turn - epoch) % num_readers if shared else None
+            yield from self._read_shard(shards[turn], mine)
+        self._turn, self._offset, self._number, self._part = len(shards), 0, 0, 0
 
-            def note(error: RecordError, mine: int | None = mine) -> None:
-                if mine is None or error.place is None or error.place.number % num_readers == mine:
-                    self._damage.append(error)
+    def _read_shard(self, shard: int, mine: int | None) -> Iterator[_Held]:
+        """The records of one shard from where the reader stands; every num_readers-th, or all (None)."""
+        path, num_readers = self._plan.shards[shard], self._plan.num_readers
 
-            for payload, place in read_records(path, start=start, on_damage=note if skip else None):
-                self._offset, self._number = place.offset + _FRAMING_SIZE + len(payload), place.number + 1
-                if mine is not None and place.number % num_readers != mine:
-                    continue
-                held = self._take(payload, place, shard)
-                if held is not None:
-                    yield held
-        self._turn, self._offset, self._number = len(shards), 0, 0
+        def note(error: RecordError) -> None:
+            if mine is None or error.place is None or error.place.number % num_readers == mine:
+                self._damage.append(error)
 
-    def _take(self, payload: NDArray[np.uint8], place: RecordPlace, shard: int) -> _Held | None:
-        """The record, on a copy of its bytes; None if it is damaged and to be skipped."""
+        start = RecordPlace(path, self._offset, self._number)
+        done = self._part
+        for content, place, after in _contents(path, start, note if self._plan.skip_damaged else None):
+            if mine is None or place.number % num_readers == mine:
+                held = self._take(content, place, shard)
+                for part in held[done:]:
+                    # Until the last part is out, this record is where to go on.
+                    if part is held[-1]:
+                        self._offset, self._number, self._part = after, place.number + 1, 0
+                    else:
+                        self._offset, self._number, self._part = place.offset, place.number, part.part + 1
+                    yield part
+            done = 0
+            self._offset, self._number, self._part = after, place.number + 1, 0
+
+    def _take(self, content: _Content, place: RecordPlace, shard: int) -> list[_Held]:
+        """The parts of a record, on a copy of its bytes; none if it is damaged and to be skipped."""
         try:
-            return self._hold(payload, place, shard)
+            return self._hold(content, place, shard)
         except RecordError as error:
             if not self._plan.skip_damaged:
                 raise
             self._damage.append(error)
-            return None
+            return []
 
-    def _hold(self, payload: NDArray[np.uint8], place: RecordPlace, shard: int) -> _Held:
-        plan, copy = self._plan, self._copies.of(payload)
+    def _hold(self, content: _Content, place: RecordPlace, shard: int) -> list[_Held]:
+        plan, copy = self._plan, None
         try:
-            record = parse_video_record(copy, max_frames=plan.max_frames, streams=self._names)
-            if not plan.with_labels:
-                record.labels = _NO_LABELS
+            if isinstance(content, VideoRecord):
+                record = _cut(content, plan.max_frames if plan.segments is None else None)
+            else:
+                copy = self._copies.of(content)
+                max_frames = plan.max_frames if plan.segments is None else None
+                record = parse_video_record(copy, max_frames=max_frames, streams=self._names)
+            if plan.segments is None:
+                records = [record]
+            else:
+                records = [_cut(part, plan.max_frames) for part in segments_of(record, plan.segments)]
         except RecordError as error:
             raise error.at(place) from None
-        fault = find_fault(record, plan.streams, plan.num_classes)
-        if fault is None:
-            return _Held(record, copy, shard, place.offset, place.number)
-        # Once more with all streams: the message tells the sizes of those that were not asked for.
-        whole = parse_video_record(payload, max_frames=1)
-        whole.labels = record.labels
-        fault = find_fault(whole, plan.streams, plan.num_classes) or fault
-        raise RecordError(fault, RecordPlace(place.path, place.offset, place.number, record.video_id))
+        if not plan.with_labels:
+            for part in records:
+                part.labels, part.rated = _NO_LABELS, None
+        self._check(records, content, place)
+        if plan.segments is not None:  # whose frames are copies of a copy
+            self._copies.done(copy)
+            copy = None
+        return [
+            _Held(part, copy, shard, place.offset, place.number, index) for index, part in enumerate(records)
+        ]
+
+    def _check(self, records: list[VideoRecord], content: _Content, place: RecordPlace) -> None:
+        """Raises RecordError, with its place, for a record that the model cannot take."""
+        plan = self._plan
+        for record in records:
+            fault = find_fault(record, plan.streams, plan.num_classes)
+            if fault is None:
+                continue
+            # Once more with all streams: the message tells the sizes of those that were not asked for.
+            whole = content if isinstance(content, VideoRecord) else parse_video_record(content, max_frames=1)
+            whole.labels, whole.rated = record.labels, record.rated
+            fault = find_fault(whole, plan.streams, plan.num_classes) or fault
+            raise RecordError(fault, RecordPlace(place.path, place.offset, place.number, record.video_id))
 
     def _read_again(self, held: bytes) -> list[_Held]:
-        """The records that waited in the buffer, each in its old slot."""
-        columns: list[list[int]] = np.frombuffer(held, np.int64).reshape(3, -1).tolist()
+        """What waited in the buffer, each in its old slot."""
+        columns: list[list[int]] = np.frombuffer(held, np.int64).reshape(len(_COLUMNS), -1).tolist()
         for column, values in zip(self._places, columns, strict=True):
             column.extend(values)
-        slots: dict[int, dict[int, int]] = {}  # shard -> record number -> slot
+        slots: dict[int, dict[int, dict[int, int]]] = {}  # shard -> record number -> part -> slot
         first: dict[int, RecordPlace] = {}
-        for slot, (shard, offset, number) in enumerate(zip(*columns, strict=True)):
-            slots.setdefault(shard, {})[number] = slot
+        for slot, (shard, offset, number, part) in enumerate(zip(*columns, strict=True)):
+            slots.setdefault(shard, {}).setdefault(number, {})[part] = slot
             if shard not in first or number < first[shard].number:
                 first[shard] = RecordPlace(self._plan.shards[shard], offset, number)
         found: dict[int, _Held] = {}
@@ -288,19 +329,44 @@ class Reader:
             found.update(self._find(shard, first[shard], wanted))
         return [found[slot] for slot in range(len(columns[0]))]
 
-    def _find(self, shard: int, start: RecordPlace, wanted: dict[int, int]) -> Iterator[tuple[int, _Held]]:
-        """(slot, record) for the wanted record numbers of one shard."""
-        missing = set(wanted)
-        for payload, place in read_records(start.path, start=start, on_damage=lambda error: None):
-            if place.number in missing:
-                missing.remove(place.number)
-                yield wanted[place.number], self._hold(payload, place, shard)
+    def _find(
+        self, shard: int, start: RecordPlace, wanted: dict[int, dict[int, int]]
+    ) -> Iterator[tuple[int, _Held]]:
+        """(slot, part) for the wanted record numbers and parts of one shard."""
+        missing = {(number, part) for number, parts in wanted.items() for part in parts}
+        for content, place, _ in _contents(start.path, start, lambda error: None):
+            if place.number in wanted:
+                for held in self._hold(content, place, shard):
+                    if (place.number, held.part) in missing:
+                        missing.remove((place.number, held.part))
+                        yield wanted[place.number][held.part], held
             if not missing:
                 return
         raise DataError(
-            f"{start.path}: record {min(missing)} cannot be read any more, and the place to resume from "
+            f"{start.path}: record {min(missing)[0]} cannot be read any more, and the place to resume from "
             "needs it. The data has changed since the checkpoint was saved; start without --resume."
         )
+
+
+_Content = NDArray[np.uint8] | VideoRecord
+
+
+def _contents(
+    path: str, start: RecordPlace, on_damage: Callable[[RecordError], None] | None
+) -> Iterator[tuple[_Content, RecordPlace, int]]:
+    """Of each record from `start` on: payload or record, its place, and the offset where the next begins."""
+    if is_pickle(path):
+        for place, record in read_pickle(path, first=start.number, on_damage=on_damage):
+            yield record, place, place.offset + 1  # a pickle is entered by the number of the record
+        return
+    for payload, place in read_records(path, start=start if start.offset else None, on_damage=on_damage):
+        yield payload, place, place.offset + _FRAMING_SIZE + len(payload)
+
+
+def _cut(record: VideoRecord, max_frames: int | None) -> VideoRecord:
+    """The record with at most so many frames of each stream."""
+    record.streams = {name: frames[:max_frames] for name, frames in record.streams.items()}
+    return record
 
 
 def _deal(plan: ReaderPlan, epoch: int) -> tuple[list[int], bool]:

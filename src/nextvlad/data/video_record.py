@@ -5,8 +5,8 @@ one feature list a stream with one bytes feature a frame. Frames of a list usual
 stride, so a stream is one strided NumPy view of the payload after one vectorised comparison of all frame
 headers; a list that is not like that goes frame by frame through the general parser.
 
-Plain tf.Example records (video-level features) hold no feature lists: they parse to a record without
-streams, whose vectors are in `context`.
+Plain tf.Example records (YouTube-8M's video-level files) hold no feature lists. Their lists of floats
+whose name begins with mean_, as mean_rgb and mean_audio, become streams of one float frame each.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from nextvlad.errors import RecordError, RecordPlace, UsageError
 
 _ID_KEYS = ("id", "video_id")
 _LABELS = "labels"
+_VECTOR_PREFIX = "mean_"  # of what a video-level file says about the whole video
 _DTYPES = {FLOAT_LIST: np.float32, INT64_LIST: np.int64}
 
 _Spans = list[tuple[int, int]]
@@ -41,6 +42,8 @@ class VideoRecord:
             read-only view of the payload. Lists of floats give float32, lists of int64 int64.
         context: every other context feature, such as start_time_seconds or segment_labels.
         stream_names: all streams the record has, also those that were not asked for.
+        rated: classes that somebody judged, for a segment (`nextvlad.data.segments`); None: all, as for a
+            whole video, whose labels are all it has.
     """
 
     video_id: str
@@ -48,6 +51,7 @@ class VideoRecord:
     streams: dict[str, NDArray[Any]]
     context: dict[str, Values] = field(default_factory=dict)
     stream_names: tuple[str, ...] = ()
+    rated: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if not self.stream_names:
@@ -96,8 +100,10 @@ def parse_video_record(
         }
     except RecordError as error:
         raise error.at(RecordPlace("payload", 0, 0, video_id)) from None
+    vectors = {} if lists else _take_vectors(context)
+    found |= {name: values for name, values in vectors.items() if streams is None or name in streams}
     others = {name: values for name, (_, values) in context.items()}
-    return VideoRecord(video_id, labels, found, others, tuple(lists))
+    return VideoRecord(video_id, labels, found, others, tuple(lists) or tuple(vectors))
 
 
 def serialize_video_record(record: VideoRecord, *, id_key: str = "id") -> bytes:
@@ -183,6 +189,17 @@ def _take_labels(context: dict[str, tuple[int, Values]]) -> NDArray[np.int64]:
     if kind not in (0, INT64_LIST):
         raise RecordError(f"labels are a list of {KIND_NAMES[kind]}, wanted int64.")
     return np.array(values, np.int64)
+
+
+def _take_vectors(context: dict[str, tuple[int, Values]]) -> dict[str, NDArray[np.float32]]:
+    """Remove a tf.Example's mean vectors from the context: name -> [1, D].
+
+    By their names, since the bytes do not tell an Example from a SequenceExample without frames.
+    """
+    names = [
+        name for name, (kind, _) in context.items() if kind == FLOAT_LIST and name.startswith(_VECTOR_PREFIX)
+    ]
+    return {name: np.array([context.pop(name)[1]], np.float32) for name in names}
 
 
 def _read_stream(
