@@ -102,7 +102,7 @@ class Vocabulary:
 def _columns(content: str, where: str) -> tuple[int, int, int | None, bool] | None:
     """Columns of index, name and code, and if there is a header; None for one name a line."""
     first_line = content.lstrip().splitlines()[:1]
-    first = next((row for _, row in _rows("".join(first_line), where)), [])
+    first = next((row for _, row in _rows("".join(first_line), where, strict=False)), [])
     header = [cell.strip().lower() for cell in first]
     name = next((header.index(column) for column in _NAME_COLUMNS if column in header), None)
     if "index" in header and name is not None:
@@ -113,17 +113,19 @@ def _columns(content: str, where: str) -> tuple[int, int, int | None, bool] | No
     return None
 
 
-def _rows(content: str, where: str) -> Iterator[tuple[int, list[str]]]:
+def _rows(content: str, where: str, *, strict: bool = True) -> Iterator[tuple[int, list[str]]]:
     """Rows that are not blank, with the line each begins on."""
-    reader = csv.reader(io.StringIO(content, newline=""))
+    reader = csv.reader(io.StringIO(content, newline=""), strict=strict)
+    line = 1
     try:
-        line = 1
         for row in reader:
             if row:
                 yield line, row
             line = reader.line_num + 1
     except csv.Error as error:
-        raise ConfigError(f"{where}, line {reader.line_num}: not valid CSV ({error}).") from error
+        raise ConfigError(
+            f"{where}, line {line}: not valid CSV ({error}). Is a quotation mark not closed, or not doubled?"
+        ) from error
 
 
 def _csv_names(
