@@ -64,7 +64,7 @@ def test_formats(tmp_path: Path, content: str | bytes, names: tuple[str, ...]) -
         ("", "names.csv: no classes in it"),
         ("index,name\n", "names.csv: no classes in it"),
         (b"caf\xe9\n", "names.csv: not UTF-8 text .* at byte 3"),
-        ('index,name\n0,a\n1,"b\n2,c\n', "names.csv, line 3: not valid CSV .* Is a quotation mark not closed"),
+        ('index,name\n0,a\n1,"b\n2,c\n', "line 3: not valid CSV .* Is a quotation mark not closed"),
         ("index,name\n0," + "x" * 200_000 + "\n", "names.csv, line 2: not valid CSV"),
     ],
 )
