@@ -27,6 +27,7 @@ WITHOUT_TORCH = [
     "data.survey_processes",
     "check check_report",
     "metrics",
+    "predictions",
     "cli",
 ]
 ORDER = [

@@ -17,15 +17,17 @@ import torch
 from makers import make_data, make_record
 from nextvlad import checkpoint
 from nextvlad.config import InferenceOptions, NeXtVLADConfig, StreamConfig
+from nextvlad.data import safe_pickle
 from nextvlad.data.batch import collate
 from nextvlad.data.sources import read
 from nextvlad.data.tfrecord import RecordWriter
 from nextvlad.data.video_record import VideoRecord, serialize_video_record
 from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import ConfigError, DataError, OutputError, RecordError, UsageError
-from nextvlad.importers import safe_pickle
 from nextvlad.models import build_model
-from nextvlad.predict import ParquetWriter, Prediction, predict, predict_batch, write_predictions
+from nextvlad.predict import predict, predict_batch
+from nextvlad.predictions import Prediction, write_predictions
+from nextvlad.predictions.writers import ParquetWriter
 
 HERE = InferenceOptions(workers=0)
 SUFFIXES = [".jsonl", ".csv", ".parquet", ".pkl"]

@@ -1,0 +1,6 @@
+"""Prediction files: what `nextvlad predict` writes, and what other systems wrote."""
+
+from nextvlad.predictions.row import Prediction
+from nextvlad.predictions.writers import write_predictions, writer_for
+
+__all__ = ["Prediction", "write_predictions", "writer_for"]
