@@ -89,10 +89,11 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Called
 
     for verb in commands.VERBS:
-        stub: Any = ModuleType(f"nextvlad.{verb}")
-        setattr(stub, verb, stop)
+        name = "import_checkpoint" if verb == "import" else verb  # `import` can be no module's name
+        stub: Any = ModuleType(f"nextvlad.{name}")
+        setattr(stub, name, stop)
         stub.Interrupted = type("Interrupted", (Exception,), {"signum": 0})
-        monkeypatch.setitem(sys.modules, f"nextvlad.{verb}", stub)
+        monkeypatch.setitem(sys.modules, f"nextvlad.{name}", stub)
 
 
 def parse(words: list[str]) -> None:
