@@ -15,7 +15,8 @@ from nextvlad import optim
 from nextvlad.config import NeXtVLADConfig, OptimConfig, StreamConfig
 from nextvlad.data.batch import FrameBatch, Frames
 from nextvlad.models import build_model, count_parameters
-from nextvlad.models.nextvlad import Branch, Mixup, NeXtVLAD, mix_frames
+from nextvlad.models.inputs import Mixup, mix_frames
+from nextvlad.models.nextvlad import Branch, NeXtVLAD
 from nextvlad.recipes import RECIPES
 from originals import author_batch, author_model, paddle_batch, paddle_model
 from reference_model import logits as reference_logits
@@ -109,10 +110,9 @@ def training_step(
     """One step as `train` makes it; loss and gradient norms before clipping."""
     model.train()
     adam.zero_grad()
-    loss = functional.binary_cross_entropy_with_logits(model(batch), batch.labels.float(), reduction="sum")
-    loss = loss / batch.num_videos
+    loss = model.loss(batch, batch.labels.float()) / batch.num_videos
     loss.backward()
-    optim.add_l2_gradient(model.classifier, config.l2)
+    optim.add_l2_gradient(model.class_layers().values(), config.l2)
     norms = {name: float(p.grad.norm()) for name, p in model.named_parameters() if p.grad is not None}
     optim.clip_gradients(model.parameters(), config)
     optim.prepare_step(adam, config, step=step, lr=lr)

@@ -64,12 +64,12 @@ def test_adam_is_tensorflows(weight_decay: float) -> None:
 
 def test_l2_is_the_gradient_of_half_the_square() -> None:
     layer = nn.Linear(4, 3)
-    optim.add_l2_gradient(layer, 0.1)  # no gradients yet: nothing to add to
+    optim.add_l2_gradient([layer], 0.1)  # no gradients yet: nothing to add to
     loss = 0.1 * sum(p.square().sum() for p in layer.parameters()) / 2
     expected = torch.autograd.grad(loss, list(layer.parameters()))
     for parameter in layer.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    optim.add_l2_gradient(layer, 0.1)
+    optim.add_l2_gradient([layer], 0.1)
     torch.testing.assert_close([p.grad for p in layer.parameters()], list(expected))
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from makers import free_port, make_data, nextvlad
 from nextvlad import checkpoint, optim
-from nextvlad.config import DataConfig, NeXtVLADConfig, OptimConfig, TrainConfig
+from nextvlad.config import DataConfig, NeXtVLADConfig, OptimConfig, TrainConfig, to_json
 from nextvlad.errors import (
     CheckpointError,
     ConfigError,
@@ -309,25 +309,12 @@ train(train_config_from_json(values, where="test"), out)
 """
 
 
-def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
-    """Two gloo ranks, an uneven share of the data, batch norms over both: one process's numbers.
-
-    Every step holds whole epochs (the shares of the ranks change places between epochs), so that the order
-    of the videos cannot matter; in the last step one rank has twice the videos of the other.
-    """
-    from nextvlad.config import to_json
-
-    data = {
-        "train": make_data(tmp_path, "train", num_videos=30, num_shards=3),
-        "valid": make_data(tmp_path, "valid", num_videos=21, num_shards=3, first=500),
-    }
-    base = config(data, epochs=3, optim=OptimConfig(lr=1e-3))
-    base = replace(base, data=replace(base.data, batch_size=60), model=replace(base.model, dropout=0.0))
-    train(base, tmp_path / "one")
+def run_two_processes(base: TrainConfig, out: Path) -> None:
+    """One training by two gloo ranks."""
     environment = dict(
         os.environ, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), WORLD_SIZE="2", OMP_NUM_THREADS="1"
     )
-    arguments = [sys.executable, "-c", TWO_PROCESSES, json.dumps(to_json(base)), str(tmp_path / "two")]
+    arguments = [sys.executable, "-c", TWO_PROCESSES, json.dumps(to_json(base)), str(out)]
     processes = [
         subprocess.Popen(
             arguments,
@@ -340,6 +327,22 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
     for process in processes:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
+
+
+def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
+    """Two gloo ranks, an uneven share of the data, batch norms over both: one process's numbers.
+
+    Every step holds whole epochs (the shares of the ranks change places between epochs), so that the order
+    of the videos cannot matter; in the last step one rank has twice the videos of the other.
+    """
+    data = {
+        "train": make_data(tmp_path, "train", num_videos=30, num_shards=3),
+        "valid": make_data(tmp_path, "valid", num_videos=21, num_shards=3, first=500),
+    }
+    base = config(data, epochs=3, optim=OptimConfig(lr=1e-3))
+    base = replace(base, data=replace(base.data, batch_size=60), model=replace(base.model, dropout=0.0))
+    train(base, tmp_path / "one")
+    run_two_processes(base, tmp_path / "two")
     for one, two in zip(rows(tmp_path / "one", "train"), rows(tmp_path / "two", "train"), strict=True):
         assert two["examples"] == one["examples"]
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)

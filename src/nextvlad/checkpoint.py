@@ -229,26 +229,28 @@ class InitReport:
 def initialise(model: Model, folder: Path, vocabulary: Vocabulary | None) -> InitReport:
     """Starts a model from another checkpoint's weights, for fine-tuning.
 
-    Tensors of the same name and shape are copied. Classifier rows are matched by class name where both
-    vocabularies are known, copied whole where both have the same number of classes and at most one
-    vocabulary is known, and left fresh otherwise.
+    Tensors of the same name and shape are copied. Rows of the model's `class_layers` are matched by class
+    name where both vocabularies are known, copied whole where both have the same number of classes and at
+    most one vocabulary is known, and left fresh otherwise.
 
     Raises:
         CheckpointError: not one tensor fits.
     """
     source = _read_tensors(folder / "model.safetensors")
-    names = read_vocabulary(folder, read_config(folder).num_classes)
+    num_theirs, num_mine = read_config(folder).num_classes, model.config.num_classes
+    pairs = _matching_rows(read_vocabulary(folder, num_theirs), vocabulary, num_theirs, num_mine)
+    by_class = {f"{layer}.{part}" for layer in model.class_layers() for part in ("weight", "bias")}
     loaded: list[str] = []
     matched = 0
     own = model.state_dict()
     for name, tensor in own.items():
         if name not in source:
             continue
-        if name in ("classifier.weight", "classifier.bias"):
-            pairs = _matching_rows(names, vocabulary, source[name].shape[0], tensor.shape[0])
-            if pairs and source[name].shape[1:] == tensor.shape[1:]:
+        if name in by_class:
+            to, of = _rows_of_classes(tensor, num_mine), _rows_of_classes(source[name], num_theirs)
+            if pairs and of.shape[1:] == to.shape[1:]:
                 mine, theirs = (torch.tensor(side) for side in zip(*pairs, strict=True))
-                tensor[mine] = source[name][theirs].to(tensor)
+                to[mine] = of[theirs].to(to)
                 matched = len(pairs)
                 loaded.append(name)
         elif source[name].shape == tensor.shape:
@@ -262,6 +264,11 @@ def initialise(model: Model, folder: Path, vocabulary: Vocabulary | None) -> Ini
         skipped=[name for name in source if name not in loaded],
         classes_matched=matched,
     )
+
+
+def _rows_of_classes(tensor: Tensor, num_classes: int) -> Tensor:
+    """[C k, ...] -> [C, k, ...], a view."""
+    return tensor.view(num_classes, tensor.shape[0] // max(num_classes, 1), *tensor.shape[1:])
 
 
 def _matching_rows(

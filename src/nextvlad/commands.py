@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 import tyro
 
@@ -66,12 +66,13 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
     @registry.primitive_rule
     def several(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
         read: dict[Any, tuple[str, Callable[[str], Any]]] = {
-            tuple[str, ...]: ("DATA...", str),
-            tuple[StreamConfig, ...]: ("NAME:SIZE...", StreamConfig.parse),
+            (str, Ellipsis): ("DATA...", str),
+            (StreamConfig, Ellipsis): ("NAME:SIZE...", StreamConfig.parse),
         }
-        if info.type not in read:
+        # For a default of two values tyro makes typing's own Tuple of it, which is not equal to tuple.
+        if get_origin(info.type) is not tuple or get_args(info.type) not in read:
             return None
-        metavar, from_text = read[info.type]
+        metavar, from_text = read[get_args(info.type)]
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs="*",
             metavar=metavar,

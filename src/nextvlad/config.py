@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -87,12 +87,10 @@ class StreamConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NeXtVLADConfig:
-    """NeXtVLAD (arXiv 1811.05014). The defaults are the author's published single model."""
+class _NeXtVLADSettings:
+    """What a single NeXtVLAD and each member of a mixture are made of."""
 
-    __pydantic_config__ = _PydanticConfig(extra="forbid")
-
-    kind: Literal["nextvlad"] = "nextvlad"
+    kind: str = ""
     """Tells model configurations apart in files."""
     streams: tuple[StreamConfig, ...] = ()
     """The feature streams, in the order their descriptors are concatenated. Empty: taken from the
@@ -120,7 +118,7 @@ class NeXtVLADConfig:
     batch_norm_weight: float = 0.001
     """Weight of the newest batch in the running statistics. Author 0.001, Paddle 0.1."""
     unbiased_gate_variance: bool = True
-    """Running variance of the gate's batch norm: unbiased (author) or biased (Paddle)."""
+    """Running variance of the gates' batch norms: unbiased (author) or biased (Paddle)."""
 
     def __post_init__(self) -> None:
         _check_streams(self.streams)
@@ -160,6 +158,56 @@ class NeXtVLADConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NeXtVLADConfig(_NeXtVLADSettings):
+    """NeXtVLAD (arXiv 1811.05014). The defaults are the author's published single model."""
+
+    __pydantic_config__ = _PydanticConfig(extra="forbid")
+
+    kind: Literal["nextvlad"] = "nextvlad"
+    """Tells model configurations apart in files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureConfig(_NeXtVLADSettings):
+    """Several NeXtVLADs side by side, mixed video by video; the paper's best with three.
+
+    The settings of a NeXtVLAD are those of each member.
+    """
+
+    __pydantic_config__ = _PydanticConfig(extra="forbid")
+
+    kind: Literal["nextvlad_mixture"] = "nextvlad_mixture"
+    """Tells model configurations apart in files."""
+    num_members: int = 3
+    """NeXtVLADs in the mixture."""
+    distillation_weight: float = 9.0
+    """Weight of the distillation, which draws every member towards the mixture; 0: none."""
+    temperature: float = 3.0
+    """Of the distillation: logits are divided by it. 0: no distillation."""
+    mixing_frames: int | None = None
+    """What weighs the members looks at the mean frame of the video: over its own frames (None), or
+    padded with zeros to so many first, as the author's code does (300)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(1 <= self.num_members <= 64, "num_members", self.num_members, "1 to 64")
+        for name in ("distillation_weight", "temperature"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value >= 0, name, value, "0 or more")
+        _require(
+            self.mixing_frames is None or self.mixing_frames >= 1,
+            "mixing_frames",
+            self.mixing_frames,
+            "1 or more",
+        )
+
+    def member(self) -> NeXtVLADConfig:
+        """The configuration of one member."""
+        shared = {field.name: getattr(self, field.name) for field in fields(_NeXtVLADSettings)}
+        return NeXtVLADConfig(**shared | {"kind": "nextvlad"})
+
+
+@dataclass(frozen=True, kw_only=True)
 class MeanPoolConfig:
     """The baseline: mean over frames of each stream, concatenated, one logistic layer."""
 
@@ -177,7 +225,31 @@ class MeanPoolConfig:
         _require(self.num_classes >= 0, "num_classes", self.num_classes, "0 or more")
 
 
-ModelConfig = NeXtVLADConfig | MeanPoolConfig
+@dataclass(frozen=True, kw_only=True)
+class MoEConfig:
+    """Mean over frames of each stream, concatenated, then a mixture of logistic experts for each class.
+
+    The strongest model of YouTube-8M's starter code on video-level features.
+    """
+
+    __pydantic_config__ = _PydanticConfig(extra="forbid")
+
+    kind: Literal["moe"] = "moe"
+    """Tells model configurations apart in files."""
+    streams: tuple[StreamConfig, ...] = ()
+    """The feature streams. Empty: taken from the first records of the training data."""
+    num_classes: int = 0
+    """C. 0: taken from the vocabulary, else the largest label of the training data plus one."""
+    num_experts: int = 2
+    """Experts a class, beside the one that always says no."""
+
+    def __post_init__(self) -> None:
+        _check_streams(self.streams)
+        _require(self.num_classes >= 0, "num_classes", self.num_classes, "0 or more")
+        _require(1 <= self.num_experts <= 1024, "num_experts", self.num_experts, "1 to 1024")
+
+
+ModelConfig = NeXtVLADConfig | MixtureConfig | MeanPoolConfig | MoEConfig
 
 
 def _check_streams(streams: tuple[StreamConfig, ...]) -> None:
@@ -245,7 +317,7 @@ class OptimConfig:
     warmup: float = 0.0
     """Share of the training, in [0, 1), over which the rate climbs linearly from 0."""
     l2: float = 1e-5
-    """Adds l2 x sum(w^2) / 2 over the classifier's weights and biases to the loss."""
+    """Adds l2 x sum(w^2) / 2 over the classifiers' weights and biases to the loss."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW) on every weight matrix."""
     clip: Literal["global", "per_variable", "none"] = "global"
@@ -322,6 +394,24 @@ class TrainConfig:
             _require(value is None or value >= 1, name, value, "1 or more")
         _require(self.log_every >= 1, "log_every", self.log_every, "1 or more")
         _require(self.save_every_minutes > 0, "save_every_minutes", self.save_every_minutes, "above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceOptions:
+    """How `evaluate` and `predict` read the data and compute; nothing here is kept with a result."""
+
+    batch_size: int = 256
+    """Videos at a time; changes no result beyond the last bit of a score."""
+    max_frames: int | None = None
+    """Frames used of each stream; as in training if not given."""
+    workers: int = 1
+    """Reader processes beside this one."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the matrix products."""
+    skip_damaged: bool = False
+    """Skip damaged records and list them, instead of stopping."""
 
 
 def to_json(config: ModelConfig | TrainConfig) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from nextvlad.importers.tensorflow_files import (
     is_tensorflow_checkpoint,
     read_tensorflow,
 )
-from nextvlad.models.nextvlad import NeXtVLAD, read_whitening_factors
+from nextvlad.models.inputs import read_whitening_factors
+from nextvlad.models.nextvlad import NeXtVLAD
 from nextvlad.progress import say
 
 _EIGEN = "eigen_param"  # Paddle's factors of reverse whitening, kept among its parameters

@@ -70,11 +70,12 @@ def prepare_step(optimizer: torch.optim.Optimizer, config: OptimConfig, *, step:
 
 
 @torch.no_grad()
-def add_l2_gradient(classifier: nn.Linear, l2: float) -> None:
-    """Adds the gradient of l2 x sum(w^2) / 2 over the classifier's weights and biases."""
-    for parameter in classifier.parameters():
-        if l2 and parameter.grad is not None:
-            parameter.grad.add_(parameter, alpha=l2)
+def add_l2_gradient(layers: Iterable[nn.Linear], l2: float) -> None:
+    """Adds the gradient of l2 x sum(w^2) / 2 over the weights and biases of a model's `class_layers`."""
+    for layer in layers:
+        for parameter in layer.parameters():
+            if l2 and parameter.grad is not None:
+                parameter.grad.add_(parameter, alpha=l2)
 
 
 @torch.no_grad()

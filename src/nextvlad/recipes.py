@@ -12,6 +12,8 @@ from pathlib import Path
 from nextvlad.config import (
     DataConfig,
     MeanPoolConfig,
+    MixtureConfig,
+    MoEConfig,
     NeXtVLADConfig,
     OptimConfig,
     StreamConfig,
@@ -54,6 +56,24 @@ _AUDIOSET = NeXtVLADConfig(
     hidden_size=1024,
 )
 
+_AUDIOSET_TUNED = OptimConfig(lr=1e-3, schedule="cosine", warmup=0.05, weight_decay=0.2, mixup=0.5)
+
+_YT8M_MIXTURE = MixtureConfig(
+    streams=(
+        StreamConfig(name="rgb", size=1024),
+        StreamConfig(name="audio", size=128, clusters=56, groups=4),
+    ),
+    num_classes=3862,
+    clusters=112,
+    gating_reduction=16,
+)
+
+_YT8M_VIDEO_LEVEL = (StreamConfig(name="mean_rgb", size=1024), StreamConfig(name="mean_audio", size=128))
+
+_STARTER_CODE = OptimConfig(
+    lr=0.01, decay_factor=0.95, decay_examples=4_000_000, l2=1e-8, clip="per_variable"
+)
+
 _ANY_STREAMS = NeXtVLADConfig(clusters=32, groups=4, hidden_size=256, batch_norm_weight=0.1)
 
 RECIPES: dict[str, Recipe] = {
@@ -65,6 +85,26 @@ RECIPES: dict[str, Recipe] = {
         "YouTube-8M, as PaddleVideo v1.5.1 trains it (published: Hit@1 0.8960, PERR 0.8132, GAP 0.8709).",
         TrainConfig(model=_YT8M_PADDLE, optim=OptimConfig(clip="none"), epochs=6),
     ),
+    "yt8m_mixture": Recipe(
+        "YouTube-8M, the paper's mixture of three with distillation (published local GAP 0.8798).",
+        TrainConfig(model=_YT8M_MIXTURE, optim=OptimConfig(clip="per_variable"), epochs=5),
+    ),
+    "video_level_logistic": Recipe(
+        "YouTube-8M's video-level files: logistic regression, the starter code's settings.",
+        TrainConfig(
+            model=MeanPoolConfig(streams=_YT8M_VIDEO_LEVEL, num_classes=3862),
+            data=DataConfig(batch_size=1024),
+            optim=_STARTER_CODE,
+        ),
+    ),
+    "video_level_moe": Recipe(
+        "YouTube-8M's video-level files: two logistic experts a class, the starter code's settings.",
+        TrainConfig(
+            model=MoEConfig(streams=_YT8M_VIDEO_LEVEL, num_classes=3862),
+            data=DataConfig(batch_size=1024),
+            optim=_STARTER_CODE,
+        ),
+    ),
     "audioset": Recipe(
         "AudioSet balanced, the author's settings: GAP 0.385, mAP 0.264, minutes on 2 cores.",
         TrainConfig(model=_AUDIOSET, optim=OptimConfig(clip="per_variable"), epochs=28, eval_every=500),
@@ -73,7 +113,22 @@ RECIPES: dict[str, Recipe] = {
         "AudioSet balanced, tuned (cosine, AdamW, mixup): GAP 0.402, mAP 0.275, minutes.",
         TrainConfig(
             model=replace(_AUDIOSET, batch_norm_weight=0.01),
-            optim=OptimConfig(lr=1e-3, schedule="cosine", warmup=0.05, weight_decay=0.2, mixup=0.5),
+            optim=_AUDIOSET_TUNED,
+            epochs=20,
+            eval_every=500,
+        ),
+    ),
+    "audioset_mixture": Recipe(
+        "AudioSet balanced, a mixture of three with distillation, otherwise as audioset_tuned.",
+        TrainConfig(
+            model=MixtureConfig(
+                streams=_AUDIOSET.streams,
+                num_classes=527,
+                clusters=64,
+                hidden_size=1024,
+                batch_norm_weight=0.01,
+            ),
+            optim=_AUDIOSET_TUNED,
             epochs=20,
             eval_every=500,
         ),

@@ -14,10 +14,11 @@ from nextvlad.data.sources import expand, read
 from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import CheckpointError, ConfigError, TrainingError, UsageError
 from nextvlad.models import Model
-from nextvlad.models.nextvlad import read_whitening_factors
+from nextvlad.models.inputs import read_whitening_factors
 from nextvlad.progress import say
 
 _LOOK_AT = 1000  # videos looked at for labels before a long training starts
+_OF_TRAINING = ("dropout", "distillation_weight", "temperature")  # a model's, but the recipe's to say
 
 
 def settle(config: TrainConfig, *, init: Path | None) -> tuple[TrainConfig, Vocabulary | None]:
@@ -40,13 +41,13 @@ def settle(config: TrainConfig, *, init: Path | None) -> tuple[TrainConfig, Voca
         theirs = checkpoint.read_config(place)
         if vocabulary is None:
             vocabulary = checkpoint.read_vocabulary(place, theirs.num_classes)
-        dropped = (
-            {"dropout": model.dropout}
-            if isinstance(model, type(theirs)) and hasattr(model, "dropout")
-            else {}
-        )
+        ours = {
+            name: getattr(model, name)
+            for name in _OF_TRAINING
+            if isinstance(model, type(theirs)) and hasattr(model, name)
+        }
         num_classes = len(vocabulary) if vocabulary else model.num_classes or theirs.num_classes
-        model = replace(theirs, num_classes=num_classes, **dropped)  # type: ignore[arg-type]
+        model = replace(theirs, num_classes=num_classes, **ours)
     if not model.streams:
         model = with_streams(model, peek_streams(config.data.train, skip_damaged=config.data.skip_damaged), 0)
     largest = _look_at_labels(
@@ -90,7 +91,7 @@ def undo_whitening(model: Model, path: Path) -> None:
         model: with a stream called rgb.
         path: .npy of at least D eigenvalues of YouTube-8M's PCA, largest first (eigenvals.npy).
     """
-    if "rgb" not in model.branches:
+    if all(stream.name != "rgb" for stream in model.config.streams):
         raise UsageError("--data.eigenvalues belongs to a stream called rgb, and this model has none.")
     preprocess = model.preprocessing("rgb")
     preprocess.undo_whitening(read_whitening_factors(path, len(preprocess.scale)))

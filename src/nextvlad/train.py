@@ -18,7 +18,6 @@ from typing import IO, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from nextvlad import checkpoint, distributed, optim
@@ -26,10 +25,12 @@ from nextvlad.config import TrainConfig, to_json
 from nextvlad.data.batch import FrameBatch
 from nextvlad.data.loader import FrameLoader, count_examples
 from nextvlad.errors import CheckpointError, ConfigError, OutputError, RecordError, TrainingError
-from nextvlad.evaluate import autocast, check_scored, score, tell_damage
+from nextvlad.evaluate import check_scored, score
 from nextvlad.files import write_json
+from nextvlad.inference import autocast, tell_damage
 from nextvlad.models import Model, build_model, count_parameters
-from nextvlad.models.nextvlad import Mixup
+from nextvlad.models.base import TrainingLoss
+from nextvlad.models.inputs import Mixup
 from nextvlad.progress import ProgressBar, say
 from nextvlad.run_log import log_row, open_log, tensorboard
 from nextvlad.start import check_same_run, own_position, place_to_resume, settle, shortened, undo_whitening
@@ -152,9 +153,8 @@ class _Run:
             self._restore(state)
         total = self.num_examples * config.epochs
         self.total_examples = min(total, config.steps * config.data.batch_size) if config.steps else total
-        self.replica = (
-            DistributedDataParallel(self.model, broadcast_buffers=False) if world > 1 else self.model
-        )
+        objective = TrainingLoss(self.model)
+        self.loss_of = DistributedDataParallel(objective, broadcast_buffers=False) if world > 1 else objective
         self.saved_at = time.monotonic()
         self.saved_step: int | None = None
 
@@ -268,16 +268,10 @@ class _Run:
     def _backward(self, batch: FrameBatch, num_videos: int) -> float:
         """Gradients of the loss averaged over all ranks' `num_videos`; returns that loss."""
         on_device = batch.to(self.device, non_blocking=True)
-        labels = on_device.labels.float()
         mixup = self._draw_mixup(batch.num_videos)
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device, self.config.precision):
-            logits = self.replica(on_device, mixup)
-        if mixup is not None:
-            labels = torch.lerp(labels[mixup.partner], labels, mixup.weight)
-        loss = (
-            functional.binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum") / num_videos
-        )
+            loss: Tensor = self.loss_of(on_device, on_device.labels.float(), mixup) / num_videos
         # DistributedDataParallel averages over ranks; ours is a sum over ranks.
         self.scaler.scale(loss * distributed.world_size()).backward()  # type: ignore[no-untyped-call]
         value = float(distributed.sum_over_ranks(loss.detach().double()))
@@ -295,7 +289,7 @@ class _Run:
     def _update(self, lr: float, batch: FrameBatch) -> None:
         optim.prepare_step(self.optimizer, self.config.optim, step=self.step + 1, lr=lr)
         self.scaler.unscale_(self.optimizer)
-        optim.add_l2_gradient(self.model.classifier, self.config.optim.l2)
+        optim.add_l2_gradient(self.model.class_layers().values(), self.config.optim.l2)
         norm = optim.clip_gradients(self.model.parameters(), self.config.optim)
         # With loss scaling the scaler skips such a step, lowers its scale and goes on.
         if not self.scaler.is_enabled() and not bool(torch.isfinite(norm)):

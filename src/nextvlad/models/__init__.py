@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from nextvlad.config import MeanPoolConfig, ModelConfig, NeXtVLADConfig
+from nextvlad.config import MeanPoolConfig, MixtureConfig, ModelConfig, MoEConfig, NeXtVLADConfig
 from nextvlad.errors import ConfigError
-from nextvlad.models.baselines import MeanPool
+from nextvlad.models.baselines import MeanPool, MixtureOfExperts
+from nextvlad.models.mixture import Mixture
 from nextvlad.models.nextvlad import NeXtVLAD
 
-Model = NeXtVLAD | MeanPool
+Model = NeXtVLAD | Mixture | MeanPool | MixtureOfExperts
 
 
 def build_model(config: ModelConfig) -> Model:
@@ -23,8 +24,12 @@ def build_model(config: ModelConfig) -> Model:
     match config:
         case NeXtVLADConfig():
             return NeXtVLAD(config)
+        case MixtureConfig():
+            return Mixture(config)
         case MeanPoolConfig():
             return MeanPool(config)
+        case MoEConfig():
+            return MixtureOfExperts(config)
 
 
 def count_parameters(model: Model) -> int:

@@ -1,6 +1,6 @@
-"""The baseline every result is held against: mean over frames, one logistic layer.
+"""Models of the mean frame: logistic regression, the baseline every result is held against, and its experts.
 
-Letters: B videos, N frames of all videos, D input size of a stream, C classes.
+Letters: B videos, N frames of all videos, D input size of a stream, C classes, M experts a class.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from nextvlad.config import MeanPoolConfig
+from nextvlad.config import MeanPoolConfig, MoEConfig, StreamConfig
 from nextvlad.data.batch import FrameBatch
-from nextvlad.data.vocabulary import Vocabulary
+from nextvlad.models.base import VideoModel
+from nextvlad.models.inputs import Mixup, Preprocessing
 from nextvlad.models.layers import segment_sum
-from nextvlad.models.nextvlad import Mixup, Preprocessing
 
 
 class MeanPoolBranch(nn.Module):
@@ -30,19 +31,12 @@ class MeanPoolBranch(nn.Module):
         return segment_sum(self.preprocess(values), offsets) / counts[:, None]  # [B, D]
 
 
-class MeanPool(nn.Module):
-    """Logistic regression on the concatenated means (the starter code's frame-level logistic model)."""
+class _Pooled(VideoModel):
+    """A model of the concatenated means; `classify` is its own."""
 
-    vocabulary: Vocabulary | None = None
-    """Class names, where known; set when a checkpoint is loaded."""
-
-    def __init__(self, config: MeanPoolConfig) -> None:
+    def __init__(self, streams: tuple[StreamConfig, ...]) -> None:
         super().__init__()
-        self.config = config
-        self.branches = nn.ModuleDict({stream.name: MeanPoolBranch(stream.size) for stream in config.streams})
-        self.classifier = nn.Linear(sum(stream.size for stream in config.streams), config.num_classes)
-        nn.init.xavier_uniform_(self.classifier.weight)
-        nn.init.zeros_(self.classifier.bias)
+        self.branches = nn.ModuleDict({stream.name: MeanPoolBranch(stream.size) for stream in streams})
 
     def preprocessing(self, stream: str) -> Preprocessing:
         """What is done to a stream's values before anything else; KeyError for an unknown stream."""
@@ -58,8 +52,7 @@ class MeanPool(nn.Module):
 
     def classify(self, descriptors: Tensor) -> Tensor:
         """[B, sum of D] -> logits [B, C] float32."""
-        logits: Tensor = self.classifier(descriptors).float()
-        return logits
+        raise NotImplementedError
 
     def forward(self, batch: FrameBatch, mixup: Mixup | None = None) -> Tensor:
         """Logits [B, C] float32."""
@@ -67,3 +60,62 @@ class MeanPool(nn.Module):
         if mixup is not None:
             descriptors = torch.lerp(descriptors[mixup.partner], descriptors, mixup.weight)
         return self.classify(descriptors)
+
+
+class MeanPool(_Pooled):
+    """Logistic regression on the concatenated means (the starter code's logistic models).
+
+    On video-level files, one frame of floats a stream, it is their LogisticModel, on frame-level files
+    their FrameLevelLogisticModel.
+    """
+
+    def __init__(self, config: MeanPoolConfig) -> None:
+        super().__init__(config.streams)
+        self.config = config
+        self.classifier = nn.Linear(sum(stream.size for stream in config.streams), config.num_classes)
+        nn.init.xavier_uniform_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+
+    def class_layers(self) -> dict[str, nn.Linear]:
+        """The logistic layer."""
+        return {"classifier": self.classifier}
+
+    def classify(self, descriptors: Tensor) -> Tensor:
+        """[B, sum of D] -> logits [B, C] float32."""
+        logits: Tensor = self.classifier(descriptors).float()
+        return logits
+
+
+class MixtureOfExperts(_Pooled):
+    """M logistic experts a class and one that always says no, weighted by a softmax gate of that class.
+
+    The starter code's MoeModel: p = sum over m of g[m] sigmoid(e[m]), where the gates g are a softmax
+    over M + 1. Here with logits, computed without leaving log space, so that neither a p near 0 nor one
+    near 1 is lost; the starter code clips there. Rows of `gates` and `experts` go class by class.
+    """
+
+    def __init__(self, config: MoEConfig) -> None:
+        super().__init__(config.streams)
+        self.config = config
+        size = sum(stream.size for stream in config.streams)
+        self.gates = nn.Linear(size, config.num_classes * (config.num_experts + 1), bias=False)
+        self.experts = nn.Linear(size, config.num_classes * config.num_experts)
+        nn.init.xavier_uniform_(self.gates.weight)
+        nn.init.xavier_uniform_(self.experts.weight)
+        nn.init.zeros_(self.experts.bias)
+
+    def class_layers(self) -> dict[str, nn.Linear]:
+        """Gates, C x (M + 1) rows, and experts, C x M rows."""
+        return {"gates": self.gates, "experts": self.experts}
+
+    def classify(self, descriptors: Tensor) -> Tensor:
+        """[B, sum of D] -> logits [B, C] float32, log p - log(1 - p)."""
+        classes = (self.config.num_classes, -1)
+        gates = self.gates(descriptors).float().unflatten(1, classes)  # [B, C, M + 1]
+        experts = self.experts(descriptors).float().unflatten(1, classes)  # [B, C, M]
+        # The softmax's denominator is the same in p and 1 - p, so it cancels in the logit.
+        yes = gates[..., :-1] + functional.logsigmoid(experts)  # [B, C, M]
+        no = gates[..., :-1] + functional.logsigmoid(-experts)  # [B, C, M]
+        no = torch.cat([no, gates[..., -1:]], dim=2)  # [B, C, M + 1]
+        logits: Tensor = yes.logsumexp(2) - no.logsumexp(2)  # [B, C]
+        return logits

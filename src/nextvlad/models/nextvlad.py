@@ -10,19 +10,16 @@ not, nor do we.) In evaluation a video's result depends on nothing but its own f
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from nextvlad.config import NeXtVLADConfig, StreamConfig
 from nextvlad.data.batch import FrameBatch, Frames
-from nextvlad.data.vocabulary import Vocabulary
-from nextvlad.errors import UsageError
+from nextvlad.models.base import VideoModel
+from nextvlad.models.inputs import Mixup, Preprocessing, mix_frames
 from nextvlad.models.layers import (
     BatchNorm,
     ContextGate,
@@ -32,108 +29,16 @@ from nextvlad.models.layers import (
     segment_sum,
 )
 
-QUANTISATION_STEP = 4.0 / 255.0
-"""A byte q stands for q x 4/255 + 4/512 - 2 (YouTube-8M's quantiser, range [-2, 2])."""
-QUANTISATION_SHIFT = 4.0 / 512.0 - 2.0
-
-
-class Mixup(NamedTuple):
-    """Each frame becomes weight x itself + (1 - weight) x the frame of another video at the same time."""
-
-    partner: Tensor
-    """[B] int64, the other video."""
-    weight: Tensor
-    """[B, 1] float32 in [0, 1]."""
-
-
-def mix_frames(x: Tensor, offsets: Tensor, mixup: Mixup) -> Tensor:
-    """Mixes the frames of each video with those of its partner, second by second.
-
-    A shorter partner starts again from its beginning; a video without frames, or whose partner has
-    none, stays as it is.
-
-    Args:
-        x: [N, D] float frames of B videos.
-        offsets: [B + 1].
-        mixup: partners and weights of the B videos.
-
-    Returns:
-        [N, D].
-    """
-    lengths = offsets.diff()  # [B]
-    video = torch.repeat_interleave(lengths)  # [N]
-    time = torch.arange(len(x), device=x.device) - offsets[video]  # [N]
-    partner = mixup.partner[video]  # [N]
-    has_frames = lengths[partner] > 0
-    other = offsets[partner] + time % lengths[partner].clamp(min=1)
-    other = torch.where(has_frames, other, torch.arange(len(x), device=x.device))
-    return torch.lerp(x[other], x, mixup.weight[video])
-
-
-class Preprocessing(nn.Module):
-    """Bytes -> floats, one scale and one offset a dimension; kept in the checkpoint.
-
-    Starts as plain dequantisation; `undo_whitening` adds the originals' treatment of rgb. Streams of
-    floats pass unchanged.
-    """
-
-    scale: Tensor
-    offset: Tensor
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.register_buffer("scale", torch.full((size,), QUANTISATION_STEP))
-        self.register_buffer("offset", torch.full((size,), QUANTISATION_SHIFT))
-
-    def undo_whitening(self, factors: NDArray[np.floating]) -> None:
-        """From now on (dequantised - 4/512) x factors, as both originals feed rgb.
-
-        Args:
-            factors: [D] float; sqrt(eigenvalue) + 1e-4 of the PCA that made the features.
-        """
-        wide = torch.from_numpy(np.asarray(factors, dtype=np.float64))
-        self.scale.copy_(QUANTISATION_STEP * wide)
-        self.offset.copy_((QUANTISATION_SHIFT - 4.0 / 512.0) * wide)
-
-    def forward(self, values: Tensor) -> Tensor:
-        """[N, D] uint8 (or float, returned as float32) -> [N, D] float32."""
-        if values.dtype != torch.uint8:
-            return values.float()
-        return torch.addcmul(self.offset, values.float(), self.scale)
-
-
-def read_whitening_factors(path: Path, size: int) -> NDArray[np.float64]:
-    """What reverse whitening multiplies each dimension by: sqrt(eigenvalue) + 1e-4.
-
-    Args:
-        path: .npy of at least `size` eigenvalues of YouTube-8M's PCA, largest first (eigenvals.npy).
-        size: D of the rgb stream.
-
-    Returns:
-        [size] float64.
-
-    Raises:
-        UsageError: not a .npy file, or too few or non-positive values.
-    """
-    try:
-        values = np.asarray(np.load(path, allow_pickle=False), dtype=np.float64).ravel()
-    except (OSError, ValueError, EOFError) as error:
-        raise UsageError(f"{path}: cannot be read as a .npy array ({error}).") from error
-    if len(values) < size or not (values[:size] > 0).all():
-        raise UsageError(f"{path}: {len(values)} values; wanted at least {size} positive eigenvalues.")
-    factors: NDArray[np.float64] = np.sqrt(values[:size]) + 1e-4
-    return factors
-
 
 class Branch(nn.Module):
     """One stream: [N, D] frames -> [B, K E/G] descriptor (paper equations 2 to 6)."""
 
-    def __init__(self, config: NeXtVLADConfig, stream: StreamConfig) -> None:
+    def __init__(self, config: NeXtVLADConfig, stream: StreamConfig, *, prepared: bool = False) -> None:
         super().__init__()
         self.groups, self.clusters = config.groups_of(stream), config.clusters_of(stream)
         expanded = config.expansion * stream.size
         self.group_size = expanded // self.groups
-        self.preprocess = Preprocessing(stream.size)
+        self.preprocess = nn.Identity() if prepared else Preprocessing(stream.size)
         self.expansion = nn.Linear(stream.size, expanded)
         self.attention = nn.Linear(expanded, self.groups)
         self.assignment = nn.Linear(expanded, self.groups * self.clusters, bias=False)
@@ -174,16 +79,18 @@ class Branch(nn.Module):
         return descriptors
 
 
-class NeXtVLAD(nn.Module):
-    """The published single model; `config` holds the author's variant or Paddle's."""
+class NeXtVLAD(VideoModel):
+    """The published single model; `config` holds the author's variant or Paddle's.
 
-    vocabulary: Vocabulary | None = None
-    """Class names, where known; set when a checkpoint is loaded."""
+    As a member of a mixture it gets its frames `prepared`: as floats, and mixed.
+    """
 
-    def __init__(self, config: NeXtVLADConfig) -> None:
+    def __init__(self, config: NeXtVLADConfig, *, prepared: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.branches = nn.ModuleDict({stream.name: Branch(config, stream) for stream in config.streams})
+        self.branches = nn.ModuleDict(
+            {stream.name: Branch(config, stream, prepared=prepared) for stream in config.streams}
+        )
         size = sum(b.clusters * b.group_size for b in self.branches.values() if isinstance(b, Branch))
         self.dropout = Dropout(config.dropout, scale_in_training=config.dropout_scaling == "training")
         self.hidden = nn.Linear(size, config.hidden_size, bias=False)
@@ -201,7 +108,11 @@ class NeXtVLAD(nn.Module):
 
     def preprocessing(self, stream: str) -> Preprocessing:
         """What is done to a stream's values before anything else; KeyError for an unknown stream."""
-        return cast(Branch, self.branches[stream]).preprocess
+        return cast(Preprocessing, cast(Branch, self.branches[stream]).preprocess)
+
+    def class_layers(self) -> dict[str, nn.Linear]:
+        """The logistic layer."""
+        return {"classifier": self.classifier}
 
     def describe(self, batch: FrameBatch, mixup: Mixup | None = None) -> Tensor:
         """The concatenated descriptors of a batch, [B, V] float32."""

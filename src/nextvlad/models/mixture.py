@@ -1,0 +1,132 @@
+"""The paper's best model: several NeXtVLADs side by side, mixed video by video, learning from the mixture.
+
+Letters: B videos, N frames of all videos of a batch one after another, D input size of a stream,
+M members, C classes, T temperature.
+
+The members differ in their initial weights alone. Each video has weights of its own for them, from its
+mean frame. While training, every member answers for its own errors, and is drawn towards the mixture, which
+knows better, by a divergence between softened distributions over classes (distillation as you go).
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nextvlad.config import MixtureConfig
+from nextvlad.data.batch import FrameBatch, Frames
+from nextvlad.models.base import VideoModel, cross_entropy, targets_of
+from nextvlad.models.inputs import QUANTISATION_SHIFT, QUANTISATION_STEP, Mixup, Preprocessing, mix_frames
+from nextvlad.models.layers import BatchNorm, he_normal_, segment_sum
+from nextvlad.models.nextvlad import NeXtVLAD
+
+_ZERO = -QUANTISATION_SHIFT / QUANTISATION_STEP  # what would be stored for 0.0; between two bytes
+
+
+class Mixture(VideoModel):
+    """Logits are the members' logits, weighted by a softmax over members that the mean frame decides."""
+
+    def __init__(self, config: MixtureConfig) -> None:
+        super().__init__()
+        self.config = config
+        sizes = {stream.name: stream.size for stream in config.streams}
+        self.preprocess = nn.ModuleDict({name: Preprocessing(size) for name, size in sizes.items()})
+        self.mixing_norm = BatchNorm(
+            sum(sizes.values()),
+            epsilon=config.batch_norm_epsilon,
+            weight_of_new=config.batch_norm_weight,
+            unbiased=config.unbiased_gate_variance,
+        )
+        self.mixing = nn.Linear(sum(sizes.values()), config.num_members)
+        he_normal_(self.mixing.weight, self.mixing.in_features)
+        nn.init.zeros_(self.mixing.bias)
+        member = config.member()
+        self.members = nn.ModuleList(NeXtVLAD(member, prepared=True) for _ in range(config.num_members))
+
+    def preprocessing(self, stream: str) -> Preprocessing:
+        """What is done to a stream's values before anything else; KeyError for an unknown stream."""
+        return cast(Preprocessing, self.preprocess[stream])
+
+    def class_layers(self) -> dict[str, nn.Linear]:
+        """The members' logistic layers."""
+        members = (cast(NeXtVLAD, member) for member in self.members)
+        return {f"members.{m}.classifier": member.classifier for m, member in enumerate(members)}
+
+    def forward(self, batch: FrameBatch, mixup: Mixup | None = None) -> Tensor:
+        """Logits [B, C] float32; probabilities are their sigmoid.
+
+        Args:
+            batch: B videos; every stream of the configuration, each video with 0 or more frames in it.
+            mixup: mixes pairs of videos, in training only.
+        """
+        weights, logits = self.answers(batch, mixup)
+        return mix(weights, logits)
+
+    def loss(self, batch: FrameBatch, labels: Tensor, *, mixup: Mixup | None = None) -> Tensor:
+        """Cross-entropy of the mixture and of each member, plus the distillation, summed over videos.
+
+        As the author's code, down to this: the gradient of the distillation also flows into the mixture.
+        """
+        targets, rated = targets_of(batch, labels, mixup)
+        weights, logits = self.answers(batch, mixup)
+        mixed = mix(weights, logits)
+        loss = cross_entropy(mixed, targets, rated)
+        for answer in logits.unbind(1):
+            loss = loss + cross_entropy(answer, targets, rated)
+        weight, temperature = self.config.distillation_weight, self.config.temperature
+        if weight > 0 and temperature > 0:
+            loss = loss + weight * distillation(mixed, logits, temperature)
+        return loss
+
+    def answers(self, batch: FrameBatch, mixup: Mixup | None = None) -> tuple[Tensor, Tensor]:
+        """The members' weights [B, M], which sum to 1, and their logits [B, M, C], both float32."""
+        prepared = self._prepare(batch, mixup)
+        means = torch.cat([self._mean(name, prepared.streams[name]) for name in self.preprocess], dim=1)
+        weights = torch.softmax(self.mixing(self.mixing_norm(means)).float(), dim=1)  # [B, M]
+        logits = torch.stack([member(prepared) for member in self.members], dim=1)  # [B, M, C]
+        return weights, logits
+
+    def _prepare(self, batch: FrameBatch, mixup: Mixup | None) -> FrameBatch:
+        """The batch as floats, mixed: once for all members."""
+        streams = {}
+        for name, preprocess in self.preprocess.items():
+            frames = batch.streams[name]
+            x = preprocess(frames.values)  # [N, D]
+            if mixup is not None:
+                x = mix_frames(x, frames.offsets, mixup)
+            streams[name] = Frames(x, frames.offsets)
+        return FrameBatch(batch.video_ids, batch.labels, streams, batch.rated)
+
+    def _mean(self, stream: str, frames: Frames) -> Tensor:
+        """The mean frame of one stream, [N, D] -> [B, D]; a video without frames gets zeros."""
+        counts = frames.offsets.diff()[:, None]  # [B, 1]
+        total = segment_sum(frames.values, frames.offsets)  # [B, D]
+        if self.config.mixing_frames is None:
+            return total / counts.clamp(min=1)
+        missing = (self.config.mixing_frames - counts).clamp(min=0)  # [B, 1]
+        preprocess = self.preprocessing(stream)
+        zero = torch.addcmul(preprocess.offset, preprocess.scale, torch.full_like(preprocess.scale, _ZERO))
+        return (total + missing * zero) / (counts + missing)
+
+
+def mix(weights: Tensor, logits: Tensor) -> Tensor:
+    """Weighted sum over members: [B, M], [B, M, C] -> [B, C]."""
+    return (weights[..., None] * logits).sum(1)
+
+
+def distillation(mixed: Tensor, logits: Tensor, temperature: float) -> Tensor:
+    """KL(softmax(mixed / T) || softmax(member / T)) over classes, summed over members and videos.
+
+    Not multiplied by T^2, as in the author's code.
+
+    Args:
+        mixed: [B, C] logits of the mixture, the teacher.
+        logits: [B, M, C] of the members.
+        temperature: T, above 0; the larger, the more the small probabilities count.
+    """
+    teacher = functional.log_softmax(mixed / temperature, dim=1)[:, None]  # [B, 1, C]
+    students = functional.log_softmax(logits / temperature, dim=2)  # [B, M, C]
+    return (teacher.exp() * (teacher - students)).sum()
