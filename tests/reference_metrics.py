@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise, permutations
 
 import numpy as np
 
@@ -101,3 +102,16 @@ def mean_average_precision_at(scores: np.ndarray, labels: np.ndarray, top_k: int
     return mean_over_defined(
         [average_precision(pairs, int(n)) for pairs, n in zip(lists, counts, strict=True)]
     )
+
+
+def segment_average_precision(
+    scores: list[float], hits: list[bool], rated: list[bool], max_segments: int
+) -> float:
+    """One class's list, by trying every order that its scores allow; for very few segments."""
+    values = []
+    for order in permutations(range(len(scores))):
+        if any(scores[a] < scores[b] for a, b in pairwise(order)):
+            continue
+        kept = [hits[index] for index in order[:max_segments] if rated[index]]
+        values.append(average_precision_of_order(kept, sum(hits)) if any(hits) else float("nan"))
+    return sum(values) / len(values)
