@@ -71,8 +71,7 @@ def per_class_segment_average_precision(
     precisions = np.full(keys.shape[1], np.nan)
     for index, num_positives in enumerate(np.count_nonzero(truth, axis=0).tolist()):
         column, judged = keys[:, index], known[:, index]
-        others: Keys = column[~judged] >> 1
-        precisions[index] = _precision_of_list(column[judged], others, num_positives, max_segments)
+        precisions[index] = _precision_of_list(column[judged], column[~judged], num_positives, max_segments)
     return precisions
 
 
@@ -218,10 +217,10 @@ class SegmentAccumulator:
 
 
 def _precision_of_list(rated: Keys, others: Keys, num_positives: int, max_segments: int) -> float:
-    """AP of one class's list; `rated` are keys, `others` the scores of unrated segments, keys >> 1."""
+    """AP of one class's list, from the keys of its rated segments and of the others."""
     if num_positives == 0:
         return math.nan
-    scores = np.concatenate([rated >> 1, others])
+    scores = np.concatenate([rated, others]) >> 1
     if len(scores) <= max_segments:
         return average_precision(rated, num_positives)
     last = np.partition(scores, len(scores) - max_segments)[len(scores) - max_segments]
