@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from nextvlad.data.safe_pickle import as_text, load, loads
 from nextvlad.errors import DataError
-from nextvlad.importers.safe_pickle import as_text, load, loads
 
 PROTOCOLS = range(6)
 

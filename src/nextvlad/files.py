@@ -1,12 +1,15 @@
-"""Small result files."""
+"""Files that are whole or not there: written aside, renamed when finished."""
 
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
 
-from nextvlad.errors import OutputError
+from nextvlad.errors import OutputError, UsageError
 
 
 def write_json(path: Path, values: object) -> None:
@@ -31,3 +34,73 @@ def why(error: OSError) -> str:
     if isinstance(error, FileExistsError | NotADirectoryError):
         return "a file is where a folder should be"
     return error.strerror or str(error)
+
+
+class NewFile:
+    """A file to write, of bytes; a context manager.
+
+    They go to a hidden file beside `path`, renamed when the block ends without an exception and removed
+    otherwise, so `path` is always whole or untouched.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._aside = aside_of(self.path, os.getpid())
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._file = open(self._aside, "wb")
+        except OSError as error:
+            raise self._failure(error) from error
+        return self
+
+    def write(self, data: bytes) -> None:
+        """Append bytes."""
+        if self._file is None:
+            raise UsageError(f"{self.path}: write() outside of the `with` block.")
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            if self._file is not None:
+                # Closing may fail again on a full disk; the first error is the one to tell.
+                with suppress(OSError):
+                    self._file.close()
+                self._file = None
+            with suppress(OSError):
+                os.unlink(self._aside)
+
+    def _finish(self) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self._aside, self.path)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: OSError) -> OutputError:
+        return OutputError(
+            f"{self.path}: cannot be written ({error.strerror or error}). "
+            "Free space or give another place; nothing of it was left there."
+        )
+
+
+def aside_of(path: str, process: int | str) -> str:
+    """Where `NewFile` of a process writes before `path` is whole; "*" for any process."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f".{name}.{process}.partial")

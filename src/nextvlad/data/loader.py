@@ -25,8 +25,7 @@ from nextvlad.data.batch import FrameBatch
 from nextvlad.data.processes import Readers
 from nextvlad.data.reader import Delivery, Reader, ReaderPlan, ReaderState
 from nextvlad.data.segments import Segments
-from nextvlad.data.sources import expand, read_file
-from nextvlad.data.tfrecord import count_records
+from nextvlad.data.sources import count_videos, expand, read_file
 from nextvlad.errors import ConfigError, DataError, RecordError, UsageError, WorkerError
 
 _PEEK = 256  # records looked at to learn the streams
@@ -245,7 +244,7 @@ class FrameLoader:
 
 
 def count_examples(data: Sequence[str], *, skip_damaged: bool = False) -> int:
-    """Videos in all files of `data`, from the record headers alone; damaged ones may be among them.
+    """Videos in all files of `data`, without reading the frames; damaged ones may be among them.
 
     Raises:
         RecordError: the framing of a file is damaged; with `skip_damaged` its count ends there.
@@ -253,7 +252,7 @@ def count_examples(data: Sequence[str], *, skip_damaged: bool = False) -> int:
     """
 
     def count(path: str) -> int:
-        return count_records(path, on_damage=_ignore if skip_damaged else None)
+        return count_videos(path, on_damage=_ignore if skip_damaged else None)
 
     with ThreadPoolExecutor(_COUNTING_THREADS) as pool:
         return sum(pool.map(count, expand(data)))

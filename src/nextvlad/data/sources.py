@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 
-from nextvlad.data.tfrecord import read_records
+from nextvlad.data.paddle_pickle import count_pickle, is_pickle, read_pickle
+from nextvlad.data.tfrecord import count_records, read_records
 from nextvlad.data.video_record import VideoRecord, parse_video_record
 from nextvlad.errors import RecordError, RecordPlace, UsageError
 
@@ -19,8 +20,9 @@ _LIST_SUFFIX = ".list"
 def expand(data: _Path | Sequence[_Path]) -> list[str]:
     """The files that `data` names, in the order given; each file once.
 
-    - a file: itself; one whose name ends in .list holds one path a line, relative to its own folder,
-      with # comments and blank lines; a path in it may be a glob, a folder or another .list file
+    - a file: itself; one whose name ends in .list holds one path a line, with # comments and blank lines;
+      a path in it may be a glob, a folder or another .list file; it is relative to the folder of the list,
+      or else to the current folder, as PaddleVideo writes its lists
     - a folder: its files in alphabetical order, without hidden ones and without subfolders
     - a glob (* ? [...], and ** for any depth): what it finds in alphabetical order, folders left out
 
@@ -73,12 +75,16 @@ def read_file(
     """Yield the records of one file and their places. Streams are views, valid until the next record.
 
     Args:
-        path: one file.
-        start: as `nextvlad.data.tfrecord.read_records`.
+        path: one file, a TFRecord file or a pickle of PaddleVideo, told by its content.
+        start: a place this function gave out before; reading goes on with that very record.
         max_frames: as `nextvlad.data.video_record.parse_video_record`.
         streams: likewise.
         on_damage: called with each error, of the framing or of the content, instead of raising it.
     """
+    if is_pickle(path):
+        first = start.number if start else 0
+        yield from read_pickle(path, first=first, max_frames=max_frames, streams=streams, on_damage=on_damage)
+        return
     for payload, place in read_records(path, start=start, on_damage=on_damage):
         try:
             record = parse_video_record(payload, max_frames=max_frames, streams=streams)
@@ -88,6 +94,16 @@ def read_file(
             on_damage(error.at(place))
             continue
         yield place, record
+
+
+def count_videos(path: _Path, *, on_damage: Callable[[RecordError], None] | None = None) -> int:
+    """Number of records of one file of either kind, damaged ones included; frames are not read.
+
+    Args:
+        path: one file.
+        on_damage: called instead of raising; the count then ends where nothing more can be read.
+    """
+    return (count_pickle if is_pickle(path) else count_records)(path, on_damage=on_damage)
 
 
 def _expand_one(path: str, lists: tuple[str, ...]) -> list[str]:
@@ -131,12 +147,24 @@ def _list_file(path: str, lists: tuple[str, ...]) -> list[str]:
         if not item or item.startswith("#"):
             continue
         try:
-            inner = os.path.join(os.path.dirname(path), os.path.expanduser(item))
-            found += _expand_one(inner, (*lists, here))
+            found += _expand_line(path, os.path.expanduser(item), (*lists, here))
         except UsageError as error:
             raise UsageError(
-                f"{path}, line {number}: {error} Paths in a list are relative to its folder."
+                f"{path}, line {number}: {error} Paths in a list are relative to its folder, or else to the "
+                "current one."
             ) from None
     if not found:
         raise UsageError(f"{path}: names no files; wanted one path a line.")
     return found
+
+
+def _expand_line(path: str, item: str, lists: tuple[str, ...]) -> list[str]:
+    """The files of one line of a list: beside it, or else from the current folder."""
+    beside = os.path.join(os.path.dirname(path), item)
+    if (
+        not os.path.lexists(beside)
+        and not glob.glob(beside, recursive=True)
+        and (os.path.lexists(item) or glob.glob(item, recursive=True))
+    ):
+        return _expand_one(item, lists)
+    return _expand_one(beside, lists)

@@ -7,21 +7,21 @@ file is read by `nextvlad.data.video_record`.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
 from io import FileIO
 from types import TracebackType
-from typing import BinaryIO, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from nextvlad.data.window import ADVICE, WBITS, Compression, Window, compression_by_magic
-from nextvlad.errors import OutputError, RecordError, RecordPlace, UsageError
+from nextvlad.errors import RecordError, RecordPlace, UsageError
+from nextvlad.files import NewFile
 
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
@@ -103,6 +103,14 @@ def count_records(path: _Path, *, on_damage: _OnDamage | None = None) -> int:
     return count
 
 
+def begins_with_record(head: bytes) -> bool:
+    """Is this, the first 12 bytes of a file or more, a valid record header?"""
+    if len(head) < _HEADER.size:
+        return False
+    wanted: int = _HEADER.unpack_from(head)[1]
+    return masked_crc(head[:_LENGTH_SIZE]) == wanted
+
+
 def masked_crc(data: bytes | NDArray[np.uint8]) -> int:
     """The checksum TFRecord stores: CRC-32C rotated right by 15 bits, plus a constant.
 
@@ -128,68 +136,29 @@ class RecordWriter:
     """
 
     def __init__(self, path: _Path, compression: Compression | None = None) -> None:
-        self.path = os.fspath(path)
-        self.compression = compression
-        folder, name = os.path.split(self.path)
-        self._aside = os.path.join(folder, f".{name}.{os.getpid()}.partial")
-        self._file: BinaryIO | None = None
+        self._file = NewFile(path)
         self._deflate = zlib.compressobj(wbits=WBITS[compression]) if compression else None
 
     def __enter__(self) -> Self:
-        try:
-            self._file = open(self._aside, "wb")
-        except OSError as error:
-            raise self._failure(error) from error
+        self._file.__enter__()
         return self
 
     def write(self, payload: bytes) -> None:
         """Append one record."""
         size = struct.pack("<Q", len(payload))
-        self._put(
-            b"".join((size, _FOOTER.pack(masked_crc(size)), payload, _FOOTER.pack(masked_crc(payload))))
-        )
+        data = b"".join((size, _FOOTER.pack(masked_crc(size)), payload, _FOOTER.pack(masked_crc(payload))))
+        self._file.write(self._deflate.compress(data) if self._deflate else data)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None:
-                self._finish()
-        finally:
-            if self._file is not None:
-                # Closing may fail again on a full disk; the first error is the one to tell.
-                with contextlib.suppress(OSError):
-                    self._file.close()
-                self._file = None
-            with contextlib.suppress(OSError):
-                os.unlink(self._aside)
-
-    def _put(self, data: bytes) -> None:
-        if self._file is None:
-            raise UsageError(f"{self.path}: write() outside of the `with RecordWriter(...)` block.")
-        try:
-            self._file.write(self._deflate.compress(data) if self._deflate else data)
-        except OSError as error:
-            raise self._failure(error) from error
-
-    def _finish(self) -> None:
-        if self._file is None:
-            return
-        try:
-            if self._deflate:
+            if kind is None and self._deflate:
                 self._file.write(self._deflate.flush())
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            os.replace(self._aside, self.path)
-        except OSError as error:
-            raise self._failure(error) from error
-
-    def _failure(self, error: OSError) -> OutputError:
-        return OutputError(
-            f"{self.path}: cannot be written ({error.strerror or error}). "
-            "Free space or give another place; nothing of it was left there."
-        )
+        except BaseException as failure:
+            self._file.__exit__(type(failure), failure, failure.__traceback__)
+            raise
+        self._file.__exit__(kind, error, trace)
 
 
 def _open(path: _Path) -> FileIO:
@@ -209,8 +178,7 @@ def _window(path: _Path, file: FileIO, block: int) -> Window:
     head = b""
     while len(head) < _HEADER.size and (more := file.read(_HEADER.size - len(head))):
         head += more  # a pipe may give them one by one
-    plain = len(head) == _HEADER.size and masked_crc(head[:_LENGTH_SIZE]) == _HEADER.unpack(head)[1]
-    compression = None if plain else compression_by_magic(head)
+    compression = None if begins_with_record(head) else compression_by_magic(head)
     return Window(os.fspath(path), file, head, compression, block)
 
 

@@ -44,6 +44,7 @@ class VideoRecord:
         stream_names: all streams the record has, also those that were not asked for.
         rated: classes that somebody judged, for a segment (`nextvlad.data.segments`); None: all, as for a
             whole video, whose labels are all it has.
+        id_key: context key of the id: YouTube-8M "id", AudioSet "video_id".
     """
 
     video_id: str
@@ -52,6 +53,7 @@ class VideoRecord:
     context: dict[str, Values] = field(default_factory=dict)
     stream_names: tuple[str, ...] = ()
     rated: NDArray[np.int64] | None = None
+    id_key: str = _ID_KEYS[0]
 
     def __post_init__(self) -> None:
         if not self.stream_names:
@@ -90,7 +92,7 @@ def parse_video_record(
         if wire == LENGTH and number in (1, 2):
             _read_map(data, start, stop, features if number == 1 else lists)
     context = {name: protobuf.feature(data, spans) for name, spans in features.items()}
-    video_id = _take_id(context)
+    id_key, video_id = _take_id(context)
     try:
         labels = _take_labels(context)
         found = {
@@ -103,23 +105,24 @@ def parse_video_record(
     vectors = {} if lists else _take_vectors(context)
     found |= {name: values for name, values in vectors.items() if streams is None or name in streams}
     others = {name: values for name, (_, values) in context.items()}
-    return VideoRecord(video_id, labels, found, others, tuple(lists) or tuple(vectors))
+    names = tuple(lists) or tuple(vectors)
+    return VideoRecord(video_id, labels, found, others, names, id_key=id_key)
 
 
-def serialize_video_record(record: VideoRecord, *, id_key: str = "id") -> bytes:
+def serialize_video_record(record: VideoRecord, *, id_key: str | None = None) -> bytes:
     """The SequenceExample of a record, as TensorFlow reads it; `parse_video_record` gives it back.
 
     A stream without frames comes back as [0, 0].
 
     Args:
         record: streams [T, D] uint8 (or float32, int64).
-        id_key: context key of the id; YouTube-8M "id", AudioSet "video_id".
+        id_key: context key of the id; None: the record's own.
 
     Raises:
         UsageError: a value that a SequenceExample cannot hold.
     """
     try:
-        context = {id_key: protobuf.encode_feature([record.video_id.encode()])}
+        context = {id_key or record.id_key: protobuf.encode_feature([record.video_id.encode()])}
         context[_LABELS] = protobuf.encode_feature([int(label) for label in record.labels])
         for name, values in record.context.items():
             if name in context:
@@ -169,14 +172,14 @@ def _read_map(data: memoryview, start: int, stop: int, into: dict[str, _Spans]) 
             into[name] = value
 
 
-def _take_id(context: dict[str, tuple[int, Values]]) -> str:
-    """Remove the id from the context."""
+def _take_id(context: dict[str, tuple[int, Values]]) -> tuple[str, str]:
+    """Remove the id from the context: its key, and the id."""
     for key in _ID_KEYS:
         kind, values = context.get(key, (0, []))
         if kind == BYTES_LIST and len(values) == 1:
             del context[key]
             value = values[0]
-            return value.decode(errors="backslashreplace") if isinstance(value, bytes) else ""
+            return key, value.decode(errors="backslashreplace") if isinstance(value, bytes) else ""
     found = ", ".join(sorted(context)) or "nothing"
     raise RecordError(
         f"no video id: wanted one bytes value in the context as id or video_id; the context has {found}. "

@@ -2,7 +2,6 @@
 
     paddle_files.read_paddle          a v1.5 folder, a v1.6 stream, a v1.7+ pickle, or a tar of one
     tensorflow_files.read_tensorflow  a TensorFlow checkpoint (.index and .data files)
-    safe_pickle.loads                 pickled plain data and arrays, without running what is in it
 
 These need NumPy only, neither Paddle nor TensorFlow. They return the arrays under the names of the original;
 what the arrays mean for our model is decided elsewhere.

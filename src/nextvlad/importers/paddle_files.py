@@ -20,9 +20,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nextvlad.data.safe_pickle import as_text, loads
 from nextvlad.errors import CheckpointError, DataError, UsageError
 from nextvlad.importers.paddle_names import SHAPES, first_misfit, known_lists, why_ignored
-from nextvlad.importers.safe_pickle import as_text, loads
 from nextvlad.importers.tar import is_tar, read_tar
 from nextvlad.importers.wire import number, read_fields
 
