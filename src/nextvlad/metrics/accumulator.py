@@ -8,7 +8,7 @@ order of merging gives the same bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nextvlad.metrics.class_keys import ClassKeys
 from nextvlad.metrics.functions import hits_among_equal_recall, mean_precision
+from nextvlad.metrics.lists import RankedLists
 from nextvlad.metrics.ranking import (
     DEFAULT_TOP_K,
     average_precision,
@@ -39,7 +40,7 @@ class MetricAccumulator:
 
     Scores are compared as float32: half precision is exact, float64 is rounded.
 
-    Memory: 6 bytes a kept class (8 above 65,536 classes), so 120 MB a million videos at the default
+    Memory: 6 bytes a kept class (8 from 65,536 classes on), so 120 MB a million videos at the default
     `top_k`, and 8 MB for losses; twice that while an array grows. The untruncated mAP keeps every score
     besides, 4 bytes each: with 3,862 classes 15.4 kB a video, in memory up to `memory_bytes`, then in a
     temporary file, 15.4 GB a million videos.
@@ -78,7 +79,7 @@ class MetricAccumulator:
         self._equal_recall_hits = np.zeros(num_classes + 1, np.int64)  # by the number of labels of the video
         self._positives = np.zeros(num_classes, np.int64)
         self._top_keys = _Growing(np.uint32)
-        self._top_classes = _Growing(np.uint16 if num_classes <= 1 << 16 else np.uint32)
+        self._top_classes = _Growing(np.uint16 if num_classes < 1 << 16 else np.uint32)
         self._losses = _Growing(np.float64)
         self._class_keys = ClassKeys(num_classes, memory_bytes, directory) if with_map else None
 
@@ -113,21 +114,78 @@ class MetricAccumulator:
         num_labels = np.bincount(videos, minlength=len(scores))
         depth = min(self.num_classes, max(self.top_k, 5, int(num_labels.max(initial=0))))
         best = best_classes(scores, depth)
-        hits = np.take_along_axis(truth, best, axis=1)
 
-        self._counts["num_videos"] += len(scores)
-        self._counts["num_losses"] += 0 if batch_losses is None else len(scores)
-        self._counts["top1_hits"] += int(np.count_nonzero(hits[:, 0]))
-        self._counts["top5_hits"] += int(np.count_nonzero(hits[:, :5].any(axis=1)))
-        self._equal_recall_hits += hits_among_equal_recall(hits, num_labels, self.num_classes)
+        self._count_best(
+            best,
+            np.take_along_axis(scores, best, axis=1),
+            np.take_along_axis(truth, best, axis=1),
+            num_labels,
+        )
         self._positives += np.bincount(classes, minlength=self.num_classes)
-        kept = best[:, : self.top_k]
-        self._top_keys.extend(score_keys(np.take_along_axis(scores, kept, axis=1), hits[:, : self.top_k]))
-        self._top_classes.extend(kept)
         if batch_losses is not None:
+            self._counts["num_losses"] += len(scores)
             self._losses.extend(batch_losses)
         if self._class_keys is not None:
             self._class_keys.add(score_keys(scores, truth).astype(np.uint32, copy=False))
+
+    def update_lists(self, lists: RankedLists, labels: Sequence[NDArray[np.integer[Any]]]) -> None:
+        """Count videos of which only some classes have a score.
+
+        A class that a list leaves out ranks below all that it holds, and is not in the pool of GAP: where it
+        is a label, it is missed. A class of C or more is no video's label. With every class listed, the same
+        bits as `update`.
+
+        Args:
+            lists: the classes of B videos and their scores.
+            labels: the classes of each of the B videos, in 0..C-1, in any order.
+
+        Raises:
+            ValueError: lengths that do not fit, a label outside 0..C-1, or an untruncated mAP to be computed
+                from a list of other than all C classes (see `leave_out_map`). Nothing is counted then.
+            OutputError: the temporary file cannot be written.
+        """
+        label_videos, label_classes = _checked_labels(labels, len(lists), self.num_classes)
+        if self._class_keys is not None and not lists.hold_all(self.num_classes):
+            raise ValueError(
+                f"lists: one lacks some of the {self.num_classes} classes, which mAP is made of."
+            )
+        num_labels = np.bincount(label_videos, minlength=len(lists))
+        depth = max(self.top_k, 5, int(num_labels.max(initial=0)))
+        best, scores, listed = lists.best(depth)
+        wanted = label_videos * self.num_classes + label_classes
+        rows = np.arange(len(lists))[:, None]
+        hits = listed & (best < self.num_classes) & np.isin(rows * self.num_classes + best, wanted)
+
+        self._count_best(best, scores, hits, num_labels, listed)
+        self._positives += np.bincount(label_classes, minlength=self.num_classes)
+        if self._class_keys is not None:
+            truth = np.zeros((len(lists), self.num_classes), np.bool_)
+            truth[label_videos, label_classes] = True
+            self._class_keys.add(score_keys(lists.dense(), truth).astype(np.uint32, copy=False))
+
+    def _count_best(
+        self,
+        best: NDArray[np.int64],
+        scores: NDArray[np.float32],
+        hits: NDArray[np.bool_],
+        num_labels: NDArray[np.int64],
+        listed: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Counts the best classes [B, depth] of videos, best first; where not `listed` there is none."""
+        self._counts["num_videos"] += len(best)
+        self._counts["top1_hits"] += int(np.count_nonzero(hits[:, 0]))
+        self._counts["top5_hits"] += int(np.count_nonzero(hits[:, :5].any(axis=1)))
+        self._equal_recall_hits += hits_among_equal_recall(hits, num_labels, self.num_classes)
+        kept = slice(None), slice(self.top_k)
+        keys, classes = score_keys(scores[kept], hits[kept]), np.minimum(best[kept], self.num_classes)
+        self._top_keys.extend(keys if listed is None else keys[listed[kept]])
+        self._top_classes.extend(classes if listed is None else classes[listed[kept]])
+
+    def leave_out_map(self) -> None:
+        """Compute no untruncated mAP, and forget what was kept for it."""
+        if self._class_keys is not None:
+            self._class_keys.close()
+            self._class_keys = None
 
     def compute(self) -> dict[str, Any]:
         """The metrics of all videos so far, as plain values for JSON; None where one is not defined.
@@ -148,7 +206,9 @@ class MetricAccumulator:
             "hit_at_one": _share(self._counts["top1_hits"], num_videos),
             "perr": mean_precision(self._equal_recall_hits, num_videos),
             "map": full_map,
-            "map_at_k": defined_mean(grouped_average_precision(keys, classes, self._positives)),
+            "map_at_k": defined_mean(
+                grouped_average_precision(keys, classes, np.append(self._positives, 0))  # 0: of C and above
+            ),
             "loss": math.fsum(self._losses.values()) / num_videos if has_loss else math.nan,
             "top1": _share(self._counts["top1_hits"], num_videos),
             "top5": _share(self._counts["top5_hits"], num_videos) if self.num_classes >= 5 else math.nan,
@@ -271,6 +331,21 @@ def _checked_losses(loss_sum: float | None, losses: Any, num_videos: int) -> NDA
     if not np.isfinite(values).all():
         raise ValueError(f"losses: got {values[~np.isfinite(values)][0]}, wanted finite numbers.")
     return values
+
+
+def _checked_labels(
+    labels: Sequence[NDArray[np.integer[Any]]], num_videos: int, num_classes: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Videos and classes of all labels [L], each pair once."""
+    if len(labels) != num_videos:
+        raise ValueError(f"labels: got those of {len(labels)} videos, wanted {num_videos}.")
+    videos = np.repeat(np.arange(num_videos), [len(of_video) for of_video in labels])
+    classes = np.concatenate([np.empty(0, np.int64), *labels]).astype(np.int64, copy=False)
+    if len(classes) and not 0 <= classes.min() <= classes.max() < num_classes:
+        wrong = classes[(classes < 0) | (classes >= num_classes)][0]
+        raise ValueError(f"labels: got class {wrong}, wanted 0 to {num_classes - 1}.")
+    pairs = np.unique(videos * num_classes + classes)
+    return pairs // num_classes, pairs % num_classes
 
 
 def _share(count: int, total: int) -> float:

@@ -6,7 +6,6 @@ If what makes the rows fails half way the partial file stays and the message say
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import pickle
@@ -15,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
 
 from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import OutputError, UsageError
@@ -48,7 +49,7 @@ class JsonLinesWriter(Writer):
         row: dict[str, Any] = {"video_id": prediction.video_id, "labels": prediction.labels}
         if self.vocabulary is not None:
             row["names"] = [self.vocabulary.names[label] for label in prediction.labels]
-        row["scores"] = [_rounded(score) for score in prediction.scores]
+        row["scores"] = _short_scores(prediction.scores)
         self.file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 
@@ -57,18 +58,17 @@ class KaggleWriter(Writer):
 
     def __init__(self, file: IO[bytes], vocabulary: Vocabulary | None) -> None:
         super().__init__(file, vocabulary)
-        self._rows = csv.writer(self, lineterminator="\n")
-        self._rows.writerow(["VideoId", "LabelConfidencePairs"])
+        self.file.write(b"VideoId,LabelConfidencePairs\n")
 
-    def write(self, prediction: Prediction | str) -> None:
-        """Adds one row (given a prediction), or passes on text (given by the csv module)."""
-        if isinstance(prediction, str):
-            self.file.write(prediction.encode())
-            return
+    def write(self, prediction: Prediction) -> None:
+        """Adds one row; an id is quoted where it must be."""
+        video_id = prediction.video_id
+        if any(mark in video_id for mark in ',"\r\n'):
+            video_id = '"' + video_id.replace('"', '""') + '"'
         pairs = " ".join(
             f"{label} {score:.6f}" for label, score in zip(prediction.labels, prediction.scores, strict=True)
         )
-        self._rows.writerow([prediction.video_id, pairs])
+        self.file.write(f"{video_id},{pairs}\n".encode())
 
 
 class PaddleWriter(Writer):
@@ -233,6 +233,12 @@ def _drop(writer: Writer | None, file: IO[bytes], partial: Path) -> None:
         partial.unlink()
 
 
-def _rounded(score: float) -> float:
-    """Seven significant digits: what a float32 holds, without the noise of its decimal expansion."""
-    return float(f"{score:.7g}")
+def _short_scores(scores: list[float]) -> list[float]:
+    """The scores in the fewest digits, seven at least, that give the same 32-bit floats."""
+    exact = np.array(scores, np.float32)
+    values = exact.tolist()
+    short = [float(f"{value:.7g}") for value in values]
+    for digits in (8, 9):  # nine always do
+        for place in np.flatnonzero(np.array(short, np.float32) != exact).tolist():
+            short[place] = float(f"{values[place]:.{digits}g}")
+    return short
