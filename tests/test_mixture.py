@@ -31,7 +31,7 @@ from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import ConfigError
 from nextvlad.models import build_model, count_parameters
 from nextvlad.models.inputs import Mixup
-from nextvlad.models.mixture import Mixture, distillation
+from nextvlad.models.mixture import Mixture, distillation, mix
 from nextvlad.recipes import RECIPES
 from nextvlad.train import train
 from reference_model import logits as reference_logits
@@ -216,17 +216,24 @@ def test_only_rated_classes_count() -> None:
     torch.testing.assert_close(model.loss(batch, labels).detach(), expected)
 
 
-def test_mixed_videos_count_where_both_are_rated() -> None:
+def test_each_of_two_mixed_videos_counts_where_it_is_rated() -> None:
     model = random_mixture(replace(SMALL, distillation_weight=0.0))
     batch = batch_of([random_video(3, 2, 0), random_video(2, 2, 1)])
-    batch.rated = torch.tensor([[True] * 7, [True] * 3 + [False] * 4])
-    mixup = Mixup(torch.tensor([1, 0]), torch.full((2, 1), 0.5))
-    labels = torch.zeros(2, 7)
-    labels[0, 6] = 1.0  # the second is not rated there
+    batch.rated = torch.tensor([[True] * 3 + [False] * 4, [True] * 2 + [False] * 3 + [True] * 2])
+    swap, weight = torch.tensor([1, 0]), torch.tensor([[0.3], [0.8]])
+    labels = torch.eye(7)[[2, 1]]
     with torch.no_grad():
-        assert float(model.loss(batch, labels, mixup=mixup)) == float(
-            model.loss(batch, torch.zeros(2, 7), mixup=mixup)
-        )
+        loss = model.loss(batch, labels, mixup=Mixup(swap, weight))
+        mixing, answers = model.answers(batch, Mixup(swap, weight))
+    expected = torch.tensor(0.0)
+    for logits in (mix(mixing, answers), *answers.unbind(1)):
+        for truth, rated, share in (
+            (labels, batch.rated, weight),
+            (labels[swap], batch.rated[swap], 1 - weight),
+        ):
+            terms = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+            expected += (share * terms * rated).sum()
+    torch.testing.assert_close(loss, expected)
 
 
 def test_parameters_of_the_paper() -> None:

@@ -286,7 +286,10 @@ class DataConfig:
     skip_damaged: bool = False
     """Skip damaged records, and list them at the end, instead of stopping at the first."""
     num_train_examples: int | None = None
-    """Videos in the training data, if known; None counts them first."""
+    """Videos (segments) in the training data, if known; None counts them first."""
+    segments: bool = False
+    """Learn from rated five-second segments, YouTube-8M 2019's, and not from whole videos: in training and
+    validation each is a video of its own, and only the classes it was rated for count."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "eval_batch_size", "max_frames", "shuffle_buffer"):
@@ -380,8 +383,9 @@ class TrainConfig:
     """Steps between two lines of metrics.jsonl."""
     save_every_minutes: float = 10.0
     """Save the last checkpoint at least so often; it is also saved after each evaluation."""
-    best_by: Literal["gap", "hit_at_one", "perr", "map", "loss", "top1"] = "gap"
-    """The validation metric that decides which checkpoint is the best."""
+    best_by: Literal["gap", "hit_at_one", "perr", "map", "loss", "top1", "segment_map"] | None = None
+    """The validation metric that decides which checkpoint is the best; None: gap, with data.segments
+    segment_map."""
     tensorboard: bool = False
     """Write TensorBoard events to OUT/tensorboard (pip install 'nextvlad[board]')."""
 
@@ -394,6 +398,12 @@ class TrainConfig:
             _require(value is None or value >= 1, name, value, "1 or more")
         _require(self.log_every >= 1, "log_every", self.log_every, "1 or more")
         _require(self.save_every_minutes > 0, "save_every_minutes", self.save_every_minutes, "above 0")
+        _require(
+            self.data.segments or self.best_by != "segment_map",
+            "best_by",
+            self.best_by,
+            "another metric without data.segments",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,14 +13,20 @@ from torch.nn import functional
 from nextvlad import distributed
 from nextvlad.config import InferenceOptions
 from nextvlad.data.loader import FrameLoader
+from nextvlad.data.segments import Segments
 from nextvlad.errors import DataError
 from nextvlad.files import write_json
 from nextvlad.inference import autocast, check_finite, open_checkpoint, settle_top_k, tell_damage
-from nextvlad.metrics import MetricAccumulator
+from nextvlad.metrics import MetricAccumulator, SegmentAccumulator
+from nextvlad.metrics.segments import SEGMENTS_A_CLASS
 from nextvlad.models import Model
 from nextvlad.progress import ProgressBar
 
 _ROWS = {
+    "segment_map": (
+        f"MAP@{SEGMENTS_A_CLASS:,}",
+        "average precision of a label's rated videos, mean over labels",
+    ),
     "gap": ("GAP@{k}", "precision over all videos' {k} best labels pooled"),
     "hit_at_one": ("Hit@1", "videos whose best label is right"),
     "perr": ("PERR", "precision among the n best labels of a video with n"),
@@ -41,6 +47,7 @@ def score(
     top_k: int = 20,
     with_map: bool = True,
     num_videos: int | None = None,
+    segments: bool = False,
     show: bool = True,
 ) -> dict[str, float | int | None]:
     """The metrics of one pass over `loader`, over all ranks together.
@@ -56,29 +63,37 @@ def score(
         top_k: for GAP.
         with_map: also the untruncated mAP, which keeps every score (4 bytes a video and class).
         num_videos: for the progress bar.
+        segments: the batches are rated segments, and only their rated classes count.
         show: draw the progress bar.
 
     Returns:
-        On rank 0 (and everywhere, when alone): num_videos, gap, hit_at_one, perr, map, loss, top1, top5.
+        On rank 0 (and everywhere, when alone): num_videos, gap, hit_at_one, perr, map, loss, top1, top5; with
+        `segments` also segment_map, num_segments, num_ratings.
         On other ranks: the same, sent by rank 0.
     """
-    metrics = MetricAccumulator(
-        model.config.num_classes, top_k=min(top_k, model.config.num_classes), with_map=with_map
+    num_classes = model.config.num_classes
+    kept = min(top_k, num_classes)
+    metrics: MetricAccumulator | SegmentAccumulator = (
+        SegmentAccumulator(num_classes, top_k=kept)
+        if segments
+        else MetricAccumulator(num_classes, top_k=kept, with_map=with_map)
     )
-    with ProgressBar(
-        "Evaluating", total=num_videos, unit="videos", show=show and distributed.is_main()
-    ) as bar:
+    unit = "segments" if segments else "videos"
+    with ProgressBar("Evaluating", total=num_videos, unit=unit, show=show and distributed.is_main()) as bar:
         for batch in loader:
             on_device = batch.to(device, non_blocking=True)
             with autocast(device, precision):
                 logits = model(on_device).float()
             check_finite(logits, batch.video_ids)
+            rated = None if on_device.rated is None else on_device.rated.float()
             losses = functional.binary_cross_entropy_with_logits(
-                logits, on_device.labels.float(), reduction="none"
+                logits, on_device.labels.float(), rated, reduction="none"
             ).sum(1, dtype=torch.float64)
-            metrics.update(
-                torch.sigmoid(logits).cpu().numpy(), batch.labels.numpy(), losses=losses.cpu().numpy()
-            )
+            probabilities, labels = torch.sigmoid(logits).cpu().numpy(), batch.labels.numpy()
+            if isinstance(metrics, SegmentAccumulator):
+                metrics.update(probabilities, labels, batch.rated, losses=losses.cpu().numpy())
+            else:
+                metrics.update(probabilities, labels, losses=losses.cpu().numpy())
             bar.advance(batch.num_videos)
     _merge_on_main(metrics)
     result: dict[str, float | int | None] = distributed.share_object(
@@ -87,7 +102,7 @@ def score(
     return result
 
 
-def _merge_on_main(metrics: MetricAccumulator) -> None:
+def _merge_on_main(metrics: MetricAccumulator | SegmentAccumulator) -> None:
     """Brings every rank's state to rank 0, piece by piece, so that no message is large."""
     if not distributed.is_distributed():
         return
@@ -110,6 +125,7 @@ def evaluate(
     json_file: Path | None = None,
     top_k: int | None = None,
     with_map: bool = True,
+    segments: bool = False,
 ) -> dict[str, float | int | None]:
     """`nextvlad evaluate`: prints the table, writes the JSON file, returns the metrics.
 
@@ -120,6 +136,7 @@ def evaluate(
         json_file: where the metrics go as well.
         top_k: classes kept a video for GAP, in 1..C; None: 20, or all where there are fewer.
         with_map: also the untruncated mAP.
+        segments: score each rated segment of the videos, on the classes it was rated for.
 
     Returns:
         As `score`; on every rank.
@@ -129,7 +146,8 @@ def evaluate(
     """
     options = options or InferenceOptions()
     with distributed.process_group(distributed.pick_device(options.device)):
-        opened = open_checkpoint(checkpoint_folder, data, options, with_labels=True)
+        which: Segments | None = "rated" if segments else None
+        opened = open_checkpoint(checkpoint_folder, data, options, with_labels=True, segments=which)
         kept = settle_top_k(top_k, opened.model.config.num_classes)
         with opened.loader:
             result = score(
@@ -140,6 +158,7 @@ def evaluate(
                 top_k=kept,
                 with_map=with_map,
                 num_videos=opened.total,
+                segments=segments,
             )
         tell_damage(opened.loader.damage)
         if distributed.is_main():
@@ -152,6 +171,15 @@ def evaluate(
 
 def check_scored(result: dict[str, float | int | None], data: Sequence[str]) -> None:
     """Raises DataError for a data set from which no score follows: no videos, or none with a label."""
+    if "num_segments" in result and result["segment_map"] is None:
+        count = result["num_segments"]
+        found = (
+            f"none of its {count:,} rated segments is rated positive" if count else "no rated segments in it"
+        )
+        raise DataError(
+            f"{' '.join(data)}: {found}; wanted videos with segment_labels and segment_scores, as "
+            "YouTube-8M's of 2019. For whole videos leave out --segments (--data.segments)."
+        )
     if not result["num_videos"]:
         raise DataError(f"{' '.join(data)}: no videos in it; wanted labelled videos to score.")
     if result["gap"] is None:  # as only where nothing is positive
@@ -163,12 +191,19 @@ def check_scored(result: dict[str, float | int | None], data: Sequence[str]) -> 
 
 def print_table(result: dict[str, float | int | None], top_k: int) -> None:
     """The metrics for people, on standard output."""
-    table = Table(title=f"{result['num_videos']:,} videos", title_justify="left")
+    segments = "num_segments" in result
+    title = f"{result['num_videos']:,} videos"
+    if segments:
+        title = f"{result['num_segments']:,} segments, {result['num_ratings']:,} ratings"
+    table = Table(title=title, title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column("what it is", style="dim")
     for key, (name, meaning) in _ROWS.items():
-        value = result.get(key)
+        if key not in result:
+            continue
+        value = result[key]
         text = "-" if value is None else f"{value:.4f}"
+        meaning = meaning.replace("video", "segment") if segments else meaning
         table.add_row(name.format(k=top_k), text, meaning.format(k=top_k))
     Console().print(table)

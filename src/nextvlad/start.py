@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from nextvlad import checkpoint, distributed
-from nextvlad.config import TrainConfig, to_json, with_streams
-from nextvlad.data.loader import peek_streams
+from nextvlad.config import DataConfig, TrainConfig, to_json, with_streams
+from nextvlad.data.loader import count_examples, peek_streams
+from nextvlad.data.ratings import count_segments, read_ratings
 from nextvlad.data.sources import expand, read
 from nextvlad.data.vocabulary import Vocabulary
-from nextvlad.errors import CheckpointError, ConfigError, TrainingError, UsageError
+from nextvlad.errors import CheckpointError, ConfigError, RecordError, TrainingError, UsageError
 from nextvlad.models import Model
 from nextvlad.models.inputs import read_whitening_factors
-from nextvlad.progress import say
+from nextvlad.progress import ProgressBar, say
 
 _LOOK_AT = 1000  # videos looked at for labels before a long training starts
 _OF_TRAINING = ("dropout", "distillation_weight", "temperature")  # a model's, but the recipe's to say
@@ -32,8 +33,9 @@ def settle(config: TrainConfig, *, init: Path | None) -> tuple[TrainConfig, Voca
             "no training data; pass --data.train with files, directories, quoted globs or .list files."
         )
     expand(config.data.train)
+    look = _look_at_ratings if config.data.segments else _look_at_labels
     if config.data.valid:
-        _look_at_labels(config.data.valid, "validation", skip_damaged=config.data.skip_damaged)
+        look(config.data.valid, "validation", skip_damaged=config.data.skip_damaged)
     vocabulary = Vocabulary.load(Path(config.data.vocabulary)) if config.data.vocabulary else None
     model = config.model
     if init is not None:
@@ -50,7 +52,7 @@ def settle(config: TrainConfig, *, init: Path | None) -> tuple[TrainConfig, Voca
         model = replace(theirs, num_classes=num_classes, **ours)
     if not model.streams:
         model = with_streams(model, peek_streams(config.data.train, skip_damaged=config.data.skip_damaged), 0)
-    largest = _look_at_labels(
+    largest = look(
         config.data.train,
         "training",
         skip_damaged=config.data.skip_damaged,
@@ -59,7 +61,8 @@ def settle(config: TrainConfig, *, init: Path | None) -> tuple[TrainConfig, Voca
     if vocabulary is not None and model.num_classes:
         vocabulary.check_size(model.num_classes, where=config.data.vocabulary or "vocabulary")
     model = with_streams(model, (), len(vocabulary) if vocabulary else largest + 1)
-    return replace(config, model=model), vocabulary
+    best_by = config.best_by or ("segment_map" if config.data.segments else "gap")
+    return replace(config, model=model, best_by=best_by), vocabulary
 
 
 def _look_at_labels(
@@ -82,6 +85,46 @@ def _look_at_labels(
             "(is this a test split?)."
         )
     return largest
+
+
+def _look_at_ratings(
+    data: Sequence[str], purpose: str, *, skip_damaged: bool, all_of_them: bool = False
+) -> int:
+    """The largest class rated in the first videos, or in all; TrainingError if no segment is rated at all."""
+    largest, seen, rated = 0, 0, False
+    for segments in read_ratings(data, on_damage=ignore if skip_damaged else None):
+        seen += 1
+        for segment in segments:
+            rated = True
+            if segment.rated is not None:  # as it always is
+                largest = max(largest, int(segment.rated.max()))
+        # Rated videos may be rare, and their count wants every record anyway.
+        if seen >= _LOOK_AT and rated and not all_of_them:
+            break
+    if not rated:
+        raise TrainingError(
+            f"{' '.join(data)}: no rated segments in its {seen:,} videos; wanted {purpose} data with "
+            "segment_labels, as YouTube-8M's of 2019. For whole videos leave out --data.segments."
+        )
+    return largest
+
+
+def count_train_examples(config: DataConfig) -> int:
+    """Videos of the training data, or its rated segments, for which every record is read.
+
+    Raises:
+        NextvladError: damage (without skip_damaged), no such data.
+    """
+    if not config.segments:
+        return count_examples(config.train, skip_damaged=config.skip_damaged)
+    on_damage = ignore if config.skip_damaged else None
+    with ProgressBar("Counting segments", total=None, unit="videos") as bar:
+        return count_segments(config.train, on_damage=on_damage, on_video=lambda: bar.advance(1))
+
+
+def ignore(error: RecordError) -> None:
+    """Damage that is told when the record is wanted."""
+    del error
 
 
 def undo_whitening(model: Model, path: Path) -> None:

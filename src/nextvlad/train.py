@@ -24,6 +24,7 @@ from nextvlad import checkpoint, distributed, optim
 from nextvlad.config import TrainConfig, to_json
 from nextvlad.data.batch import FrameBatch
 from nextvlad.data.loader import FrameLoader, count_examples
+from nextvlad.data.segments import Segments
 from nextvlad.errors import CheckpointError, ConfigError, OutputError, RecordError, TrainingError
 from nextvlad.evaluate import check_scored, score
 from nextvlad.files import write_json
@@ -33,7 +34,15 @@ from nextvlad.models.base import TrainingLoss
 from nextvlad.models.inputs import Mixup
 from nextvlad.progress import ProgressBar, say
 from nextvlad.run_log import log_row, open_log, tensorboard
-from nextvlad.start import check_same_run, own_position, place_to_resume, settle, shortened, undo_whitening
+from nextvlad.start import (
+    check_same_run,
+    count_train_examples,
+    own_position,
+    place_to_resume,
+    settle,
+    shortened,
+    undo_whitening,
+)
 
 _LARGEST_MAP = 2**29  # scores kept for the untruncated mAP while training: 2 GiB
 
@@ -94,6 +103,9 @@ class _Run:
         self.start_from = place_to_resume(out, resume=resume, resume_from=resume_from)
         config, self.vocabulary = settle(config, init=init)
         self.config = config
+        self.best_by = str(config.best_by)  # settled
+        self.unit = "segments" if config.data.segments else "videos"
+        self.segments: Segments | None = "rated" if config.data.segments else None
         world = distributed.world_size()
         if config.data.batch_size % world:
             raise ConfigError(
@@ -107,12 +119,10 @@ class _Run:
         self.num_examples = int(state.values.get("num_train_examples") or config.data.num_train_examples or 0)
         if not self.num_examples:
             self.num_examples = distributed.share_object(
-                count_examples(config.data.train, skip_damaged=config.data.skip_damaged)
-                if distributed.is_main()
-                else 0
+                count_train_examples(config.data) if distributed.is_main() else 0
             )
         if not self.num_examples:
-            raise TrainingError(f"{' '.join(config.data.train)}: no videos in the training data.")
+            raise TrainingError(f"{' '.join(config.data.train)}: no {self.unit} in the training data.")
 
         torch.manual_seed(config.seed)  # the same weights on every rank
         self.model: Model = build_model(config.model).to(device)
@@ -146,6 +156,7 @@ class _Run:
             world_size=world,
             skip_damaged=config.data.skip_damaged,
             position=own_position(self.start_from, state),
+            segments=self.segments,
         )
         self.random = torch.Generator().manual_seed(config.seed * 1009 + 7 + distributed.rank())
         torch.manual_seed(config.seed * 1009 + distributed.rank())
@@ -191,7 +202,7 @@ class _Run:
             ProgressBar(
                 "Training",
                 total=self.total_examples,
-                unit="videos",
+                unit=self.unit,
                 done=self.examples,
                 show=distributed.is_main(),
             ) as bar,
@@ -317,7 +328,7 @@ class _Run:
     def _evaluate(self, log: IO[bytes] | None, board: Any) -> dict[str, Any]:
         config = self.config
         self.model.eval()
-        if self.num_valid is None:
+        if self.num_valid is None and not config.data.segments:
             self.num_valid = count_examples(config.data.valid, skip_damaged=config.data.skip_damaged)
         with FrameLoader(
             config.data.valid,
@@ -330,25 +341,27 @@ class _Run:
             rank=distributed.rank(),
             world_size=distributed.world_size(),
             skip_damaged=config.data.skip_damaged,
+            segments=self.segments,
         ) as loader:
-            small = self.num_valid * config.model.num_classes <= _LARGEST_MAP
+            small = (self.num_valid or 0) * config.model.num_classes <= _LARGEST_MAP
             result: dict[str, Any] = score(
                 self.model,
                 loader,
                 device=self.device,
                 precision=config.precision,
-                with_map=small or config.best_by == "map",
+                with_map=small or self.best_by == "map",
+                segments=config.data.segments,
                 show=False,
             )
         check_scored(result, config.data.valid)
         self.valid_damage = loader.damage
         self.evaluated_at = self.step
-        value = result[config.best_by]
+        value = result[self.best_by]
         better = self.best is None or (
-            value is not None and _is_better(config.best_by, value, self.best["value"])
+            value is not None and _is_better(self.best_by, value, self.best["value"])
         )
         if better:
-            self.best = {"step": self.step, "metric": config.best_by, "value": value}
+            self.best = {"step": self.step, "metric": self.best_by, "value": value}
         if distributed.is_main():
             row = {
                 "kind": "valid",
@@ -361,6 +374,7 @@ class _Run:
             shown = "  ".join(
                 f"{name} {result[key]:.4f}"
                 for name, key in (
+                    ("segment MAP", "segment_map"),
                     ("GAP", "gap"),
                     ("Hit@1", "hit_at_one"),
                     ("PERR", "perr"),
@@ -431,7 +445,7 @@ class _Run:
                 f"{self.start_from}: its training state does not fit this model ({error})."
             ) from error
         if distributed.is_main():
-            say(f"Resuming from {self.start_from}: step {self.step}, {self.examples:,} videos seen.")
+            say(f"Resuming from {self.start_from}: step {self.step}, {self.examples:,} {self.unit} seen.")
 
     def _prepare_folder(self) -> None:
         try:
@@ -450,7 +464,7 @@ class _Run:
                 group["streams"] = " ".join(str(stream) for stream in self.config.model.streams)
             say(f"{title:6s} " + "  ".join(f"{key}={shortened(value)}" for key, value in group.items()))
         say(
-            f"{count_parameters(self.model):,} parameters; {self.num_examples:,} training videos; "
+            f"{count_parameters(self.model):,} parameters; {self.num_examples:,} training {self.unit}; "
             f"{self.device}, {torch.get_num_threads()} threads, {distributed.world_size()} process(es)"
         )
         rgb_raw = self.config.data.eigenvalues is None and any(
@@ -464,7 +478,7 @@ class _Run:
 
     def _say_farewell(self) -> None:
         name = "best" if self.best else "last"
-        say(f"Done: {self.step} steps, {self.examples:,} videos. Checkpoint: {self.out / name}")
+        say(f"Done: {self.step} steps, {self.examples:,} {self.unit}. Checkpoint: {self.out / name}")
         if self.best and self.best["value"] is not None:
             say(f"Best {self.best['metric']} {self.best['value']:.4f} at step {self.best['step']}.")
 

@@ -5,6 +5,7 @@ Letters: B videos, C classes.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -41,8 +42,8 @@ class VideoModel(nn.Module):
             labels: [B, C] float32, 1 for a class the video has; not yet mixed.
             mixup: mixes pairs of videos and their labels.
         """
-        targets, rated = targets_of(batch, labels, mixup)
-        return cross_entropy(self(batch, mixup), targets, rated)
+        targets, importance = targets_of(batch, labels, mixup)
+        return cross_entropy(self(batch, mixup), targets, importance)
 
 
 class TrainingLoss(nn.Module):
@@ -58,18 +59,23 @@ class TrainingLoss(nn.Module):
 
 
 def targets_of(batch: FrameBatch, labels: Tensor, mixup: Mixup | None) -> tuple[Tensor, Tensor | None]:
-    """Labels [B, C] as mixed, and which of them count, [B, C] bool or None for all.
+    """Labels [B, C] as mixed, and how much each counts, [B, C] in [0, 1], or None for all alike.
 
-    Of two mixed videos both must be rated for a class, or the mixed label would be a guess.
+    The cross-entropy against a mixed label is the mix of those against the two labels. Where a class is rated
+    in one of the two videos only, that one's share is left, with its own label.
     """
-    rated = batch.rated
-    if mixup is not None:
-        labels = labels[mixup.partner].lerp(labels, mixup.weight)
-        rated = None if rated is None else rated & rated[mixup.partner]
-    return labels, rated
+    rated = None if batch.rated is None else batch.rated.to(labels.dtype)
+    if rated is not None:
+        labels = labels * rated
+    if mixup is None:
+        return labels, rated
+    labels = labels[mixup.partner].lerp(labels, mixup.weight)
+    if rated is None:
+        return labels, None
+    importance = rated[mixup.partner].lerp(rated, mixup.weight)
+    return torch.where(importance > 0, labels / importance, 0.0), importance
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, rated: Tensor | None) -> Tensor:
-    """Binary cross-entropy [B, C] summed over videos and (rated) classes."""
-    weight = None if rated is None else rated.to(logits.dtype)
-    return functional.binary_cross_entropy_with_logits(logits, targets, weight, reduction="sum")
+def cross_entropy(logits: Tensor, targets: Tensor, importance: Tensor | None) -> Tensor:
+    """Binary cross-entropy [B, C], times the importance if it varies, summed over videos and classes."""
+    return functional.binary_cross_entropy_with_logits(logits, targets, importance, reduction="sum")

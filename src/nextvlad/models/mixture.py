@@ -70,12 +70,12 @@ class Mixture(VideoModel):
 
         As the author's code, down to this: the gradient of the distillation also flows into the mixture.
         """
-        targets, rated = targets_of(batch, labels, mixup)
+        targets, importance = targets_of(batch, labels, mixup)
         weights, logits = self.answers(batch, mixup)
         mixed = mix(weights, logits)
-        loss = cross_entropy(mixed, targets, rated)
+        loss = cross_entropy(mixed, targets, importance)
         for answer in logits.unbind(1):
-            loss = loss + cross_entropy(answer, targets, rated)
+            loss = loss + cross_entropy(answer, targets, importance)
         weight, temperature = self.config.distillation_weight, self.config.temperature
         if weight > 0 and temperature > 0:
             loss = loss + weight * distillation(mixed, logits, temperature)
