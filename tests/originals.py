@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nextvlad import checkpoint
 from nextvlad.config import NeXtVLADConfig
 from nextvlad.data.batch import FrameBatch, Frames
+from nextvlad.import_checkpoint import import_checkpoint
 from nextvlad.importers.mapping import Imported, from_paddle, from_tensorflow
 from nextvlad.importers.paddle_files import read_paddle
 from nextvlad.importers.tensorflow_files import is_optimizer_state, read_tensorflow
@@ -42,6 +44,18 @@ def paddle_model(golden: Path, **changes: Any) -> NeXtVLAD:
     tensors = read_paddle(golden / "paddle" / "v1.5_train_dir").tensors
     model = build(from_paddle(tensors, where="golden"), **changes)
     model.branches["rgb"].preprocess.undo_whitening(tensors["eigen_param"])
+    return model
+
+
+def fine_tuned_from(source: Path, folder: Path, eigenvalues: Path | None = None, **changes: Any) -> NeXtVLAD:
+    """An original's checkpoint, imported, and a fresh model started from it as `train --init` does."""
+    import_checkpoint(source, folder / "imported", eigenvalues=eigenvalues)
+    config = checkpoint.read_config(folder / "imported")
+    assert isinstance(config, NeXtVLADConfig)
+    model = NeXtVLAD(replace(config, **changes))
+    report = checkpoint.initialise(model, folder / "imported", None)
+    assert not report.fresh
+    assert not report.skipped
     return model
 
 

@@ -18,7 +18,7 @@ from nextvlad.models import build_model, count_parameters
 from nextvlad.models.inputs import Mixup, mix_frames
 from nextvlad.models.nextvlad import Branch, NeXtVLAD
 from nextvlad.recipes import RECIPES
-from originals import author_batch, author_model, paddle_batch, paddle_model
+from originals import author_batch, author_model, fine_tuned_from, paddle_batch, paddle_model
 from reference_model import logits as reference_logits
 
 SMALL = NeXtVLADConfig(
@@ -172,9 +172,15 @@ def original_layout(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.T if tensor.ndim == 2 and not name.endswith("centers") else tensor
 
 
-def test_three_training_steps_of_paddle(golden: Path) -> None:
+@pytest.mark.parametrize("imported", [False, True])
+def test_three_training_steps_of_paddle(golden: Path, tmp_path: Path, imported: bool) -> None:
+    """Also through `nextvlad import`, a checkpoint of ours, and --init."""
     z = np.load(golden / "paddle" / "train3steps.npz")
-    model = paddle_model(golden, dropout=0.0)
+    model = (
+        fine_tuned_from(golden / "paddle" / "v1.8_pickle.pdparams", tmp_path, dropout=0.0)
+        if imported
+        else paddle_model(golden, dropout=0.0)
+    )
     config = OptimConfig(clip="none")
     adam = optim.make_optimizer(model, config)
     names = paddle_names()
@@ -192,8 +198,12 @@ def test_three_training_steps_of_paddle(golden: Path) -> None:
                 for key, original in keys.items():
                     expected = float(z[f"step0/grad_norm/{original}"])
                     assert norms[key] == pytest.approx(expected, rel=1e-3, abs=1e-5), key
-    state = model.state_dict()
-    for ours, theirs in names.items():
+    compare_with_paddle(z, model.state_dict())
+
+
+def compare_with_paddle(z: Any, state: dict[str, torch.Tensor]) -> None:
+    """Weights and statistics after the three steps."""
+    for ours, theirs in paddle_names().items():
         if ours in state:
             compare_after_training(z, ours, original_layout(ours, state[ours]), f"step2/param/{theirs}")
             continue
@@ -222,10 +232,17 @@ def let_padding_into_statistics(branch: Branch, padding: torch.Tensor, count: in
     norm.forward = forward  # type: ignore[method-assign]
 
 
-def test_three_training_steps_of_the_author(golden: Path, eigenvalues: Path) -> None:
+@pytest.mark.parametrize("imported", [False, True])
+def test_three_training_steps_of_the_author(
+    golden: Path, eigenvalues: Path, tmp_path: Path, imported: bool
+) -> None:
     """With his padded frames put back into the assignment's statistics, everything else must agree."""
     z = np.load(golden / "tensorflow" / "train3steps.npz")
-    model = author_model(golden, eigenvalues, dropout=0.0)
+    model = (
+        fine_tuned_from(golden / "tensorflow" / "checkpoint", tmp_path, eigenvalues, dropout=0.0)
+        if imported
+        else author_model(golden, eigenvalues, dropout=0.0)
+    )
     batch = author_batch(golden)
     padded = 6 * 300 - len(batch.streams["rgb"].values)
     factors = np.sqrt(np.load(eigenvalues).ravel()[:1024].astype(np.float64)) + 1e-4

@@ -253,6 +253,8 @@ def _import(arguments: list[str]) -> int:
             eigenvalues: .npy of the eigenvalues of YouTube-8M's PCA (eigenvals.npy); a TensorFlow checkpoint
                 does not hold them.
             vocabulary: CSV with class names, kept with the checkpoint.
+        Of the author's code the single model and the mixture. Shows what was found and what became of it.
+
         """
         from nextvlad.import_checkpoint import import_checkpoint
 

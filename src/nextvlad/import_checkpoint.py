@@ -2,22 +2,21 @@
 
 Every size follows from the shapes of the tensors, and what the originals do to their input comes along.
 Nothing is written unless every variable of the source has been used or is known to be none of the
-model's. The author's three-branch mixture is not read yet.
+model's. Of the author's code both the single model and the mixture are read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 from nextvlad import checkpoint
+from nextvlad.config import MixtureConfig
 from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import CheckpointError, UsageError
 from nextvlad.importers.mapping import Imported, from_paddle, from_tensorflow
@@ -27,7 +26,8 @@ from nextvlad.importers.tensorflow_files import (
     is_tensorflow_checkpoint,
     read_tensorflow,
 )
-from nextvlad.models.inputs import read_whitening_factors
+from nextvlad.models.inputs import Preprocessing, read_whitening_factors
+from nextvlad.models.mixture import Mixture
 from nextvlad.models.nextvlad import NeXtVLAD
 from nextvlad.progress import say
 
@@ -37,17 +37,18 @@ _STEP = "global_step"  # TensorFlow's counter of steps
 
 @dataclass(frozen=True)
 class _Found:
-    """What the source holds: its format, the model in it, the input factors of rgb, what was left out."""
+    """What the source holds: format, model, input factors of rgb, shapes, what was left out and why."""
 
     kind: str
     imported: Imported
     factors: NDArray[np.float64] | None
+    shapes: Mapping[str, tuple[int, ...]]
     ignored: Mapping[str, str]
 
 
 def import_checkpoint(
     source: Path, out: Path, *, eigenvalues: Path | None = None, vocabulary: Path | None = None
-) -> NeXtVLAD:
+) -> NeXtVLAD | Mixture:
     """Reads `source`, whatever its format, and writes the checkpoint folder `out`.
 
     Args:
@@ -73,72 +74,118 @@ def import_checkpoint(
     config = found.imported.config
     if names is not None:
         names.check_size(config.num_classes, str(vocabulary))
-    model = NeXtVLAD(config)
-    tensors = {name: torch.from_numpy(np.array(value)) for name, value in found.imported.tensors.items()}
-    own = model.state_dict()
-    wrong = [
-        f"{name} {list(tensor.shape)}, wanted {list(own[name].shape)}"
-        for name, tensor in tensors.items()
-        if tensor.shape != own[name].shape
-    ]
-    if wrong:
-        raise CheckpointError(f"{source}: shapes that do not fit each other: {'; '.join(wrong[:5])}.")
-    model.load_state_dict(tensors, strict=False)
+    model = _model_of(found.imported, source)
+    factors = found.factors
     if eigenvalues is not None:
-        model.preprocessing("rgb").undo_whitening(read_whitening_factors(eigenvalues, config.streams[0].size))
-    elif found.factors is not None:
-        model.preprocessing("rgb").undo_whitening(found.factors)
+        factors = read_whitening_factors(eigenvalues, config.streams[0].size)
+    if factors is not None:
+        model.preprocessing("rgb").undo_whitening(factors)
     model.vocabulary = names
     checkpoint.save(out, model, vocabulary=names)
-    _report(source, out, found, model, whitened=eigenvalues is not None or found.factors is not None)
+    _report(source, out, found, eigenvalues)
     return model.eval()
 
 
+def _model_of(imported: Imported, source: Path) -> NeXtVLAD | Mixture:
+    """The model with the imported tensors in it.
+
+    Raises:
+        CheckpointError: a shape contradicts the configuration that others led to, by the original's name.
+    """
+    config = imported.config
+    with torch.device("meta"):  # no memory is taken before all shapes are known to fit
+        model = Mixture(config) if isinstance(config, MixtureConfig) else NeXtVLAD(config)
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    wrong = [
+        f"{pair.theirs} has shape {pair.shape_there(found)}, wanted {pair.shape_there(wanted[pair.ours])}"
+        for pair in imported.pairs
+        if (found := imported.tensors[pair.ours].shape) != wanted[pair.ours]
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 4} more)" if len(wrong) > 4 else ""
+        raise CheckpointError(f"{source}: shapes that do not fit each other: {'; '.join(wrong[:4])}{more}.")
+    model.to_empty(device="cpu")
+    for stream in config.streams:
+        model.preprocessing(stream.name).load_state_dict(Preprocessing(stream.size).state_dict())
+    tensors = {name: torch.from_numpy(array) for name, array in imported.tensors.items()}
+    model.load_state_dict(model.state_dict() | tensors)
+    return model
+
+
 def _read(source: Path) -> _Found:
-    if is_tensorflow_checkpoint(source):
-        arrays = read_tensorflow(source, keep=lambda name: not is_optimizer_state(name))
-        ignored = {_STEP: "counter of steps"} if arrays.pop(_STEP, None) is not None else {}
-        imported = from_tensorflow(arrays, where=str(source))
-        _refuse_leftovers(source, arrays.keys() - imported.used)
-        return _Found("TensorFlow (the author's)", imported, None, ignored)
+    return _read_tensorflow(source) if is_tensorflow_checkpoint(source) else _read_paddle(source)
+
+
+def _read_tensorflow(source: Path) -> _Found:
+    ignored: dict[str, str] = {}
+
+    def keep(name: str) -> bool:
+        if name == _STEP:
+            ignored[name] = "counter of steps"
+        elif is_optimizer_state(name):
+            ignored[name] = "optimizer state"
+        return name not in ignored
+
+    arrays = read_tensorflow(source, keep=keep)
+    imported = from_tensorflow(arrays, where=str(source))
+    _refuse_leftovers(source, arrays.keys() - imported.used)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    return _Found("TensorFlow (the author's)", imported, None, shapes, ignored)
+
+
+def _read_paddle(source: Path) -> _Found:
     paddle = read_paddle(source)
     arrays = dict(paddle.tensors)
+    shapes = {name: array.shape for name, array in arrays.items()}
     eigen = arrays.pop(_EIGEN, None)
     imported = from_paddle(arrays, where=str(source))
     _refuse_leftovers(source, arrays.keys() - imported.used)
     factors = None
     if eigen is not None:
         size = imported.config.streams[0].size
-        if eigen.shape != (size,):
-            raise CheckpointError(f"{source}: {_EIGEN} has shape {list(eigen.shape)}, wanted [{size}].")
+        if eigen.shape != (size,) or eigen.dtype.kind != "f":
+            raise CheckpointError(
+                f"{source}: {_EIGEN} is {eigen.dtype} {list(eigen.shape)}, wanted floats [{size}]."
+            )
         factors = eigen.astype(np.float64)
-    return _Found(f"Paddle ({paddle.kind})", imported, factors, paddle.ignored)
+    return _Found(f"Paddle ({paddle.kind})", imported, factors, shapes, paddle.ignored)
 
 
 def _refuse_leftovers(source: Path, names: set[str]) -> None:
     if names:
         shown = ", ".join(sorted(names)[:8])
         raise CheckpointError(
-            f"{source}: {len(names)} variables belong to no part of a single NeXtVLAD model: {shown}"
-            f"{' ...' if len(names) > 8 else ''}. Is it a mixture, or another model?"
+            f"{source}: {len(names)} variable{'s' if len(names) > 1 else ''} of no NeXtVLAD: {shown}"
+            f"{' ...' if len(names) > 8 else ''}. Is it another model?"
         )
 
 
-def _report(source: Path, out: Path, found: _Found, model: NeXtVLAD, *, whitened: bool) -> None:
-    table = Table(title=f"{source}: {found.kind}", title_justify="left")
-    table.add_column("tensor")
-    table.add_column("shape", justify="right")
-    for name, tensor in found.imported.tensors.items():
-        table.add_row(name, " x ".join(map(str, tensor.shape)))
-    console = Console()
-    console.print(table)
-    config = replace(model.config, streams=())
-    streams = " ".join(str(stream) for stream in model.config.streams)
+def _report(source: Path, out: Path, found: _Found, eigenvalues: Path | None) -> None:
+    """What was found, where it went and what was left out; the table on standard output, the rest beside."""
+    rows = [(pair.theirs, pair.ours) for pair in found.imported.pairs]
+    ignored = dict(found.ignored)
+    if found.factors is not None:
+        if eigenvalues is None:
+            rows.append((_EIGEN, "preprocessing of rgb"))
+        else:
+            ignored[_EIGEN] = f"{eigenvalues} given instead"
+    texts = [(name, "x".join(map(str, found.shapes[name])), to) for name, to in rows]
+    widths = [max(len(text[column]) for text in texts) for column in range(2)]
+    print(f"{source}: {found.kind}\n\n{'variable':{widths[0]}}  {'shape':>{widths[1]}}  becomes")
+    for name, shape, to in texts:
+        print(f"{name:{widths[0]}}  {shape:>{widths[1]}}  {to}")
+    for reason in sorted(set(ignored.values())):
+        names = sorted(name for name, why in ignored.items() if why == reason)
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        print(f"ignored, {reason}: {shown}")
+    config = found.imported.config
+    kind = f"mixture of {config.num_members}; " if isinstance(config, MixtureConfig) else ""
     say(
-        f"{len(found.imported.used)} variables mapped, {len(found.ignored)} ignored (optimiser, schedule). "
-        f"Streams {streams}; {config.num_classes} classes; hidden {config.hidden_size}."
+        f"{len(rows)} variables mapped, {len(ignored)} ignored. {kind[:1].upper()}{kind[1:]}"
+        f"Streams {' '.join(map(str, config.streams))}; {config.num_classes} classes; "
+        f"hidden {config.hidden_size}, gate 1/{config.gating_reduction}."
     )
-    if not whitened:
+    if found.factors is None and eigenvalues is None:
         say(
             "Note: the checkpoint holds no eigenvalues. If it was trained on reverse-whitened rgb, as the "
             "author's was, import it again with --eigenvalues eigenvals.npy, or its predictions are wrong."

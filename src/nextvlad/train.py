@@ -467,8 +467,9 @@ class _Run:
             f"{count_parameters(self.model):,} parameters; {self.num_examples:,} training {self.unit}; "
             f"{self.device}, {torch.get_num_threads()} threads, {distributed.world_size()} process(es)"
         )
-        rgb_raw = self.config.data.eigenvalues is None and any(
-            stream.name == "rgb" and stream.size == 1024 for stream in self.config.model.streams
+        rgb_raw = any(
+            stream.name == "rgb" and stream.size == 1024 and self.model.preprocessing("rgb").is_plain
+            for stream in self.config.model.streams
         )
         if rgb_raw and self.step == 0:
             say(

@@ -68,6 +68,11 @@ class Preprocessing(nn.Module):
         self.register_buffer("scale", torch.full((size,), QUANTISATION_STEP))
         self.register_buffer("offset", torch.full((size,), QUANTISATION_SHIFT))
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is dequantisation and nothing more."""
+        return bool((self.scale == QUANTISATION_STEP).all() and (self.offset == QUANTISATION_SHIFT).all())
+
     def undo_whitening(self, factors: NDArray[np.floating]) -> None:
         """From now on (dequantised - 4/512) x factors, as both originals feed rgb.
 
