@@ -28,8 +28,7 @@ from nextvlad.check import check, findings, spread, take_survey
 from nextvlad.check_report import bins, histogram, print_report, remarks, size_words, verdict
 from nextvlad.data import survey as surveys
 from nextvlad.data.sources import expand
-from nextvlad.data.survey import Survey, first_repeated, repeated_ids, survey_file
-from nextvlad.data.survey_processes import survey_files
+from nextvlad.data.survey import Survey, first_repeated, repeated_ids, survey_file, survey_files
 from nextvlad.data.tfrecord import RecordWriter, count_records, read_records
 from nextvlad.data.video_record import VideoRecord, serialize_video_record
 from nextvlad.data.vocabulary import Vocabulary
@@ -296,10 +295,10 @@ def test_report_fits(tmp_path: Path, width: int) -> None:
 
 
 def test_video_level_data(tmp_path: Path) -> None:
-    record = VideoRecord("a", np.array([1]), {}, {"mean_rgb": [0.5, 0.25]})
+    record = VideoRecord("a", np.array([1]), {}, {"mean_rgb": [0.5, 0.25], "duration": [3.5]})
     found = find(write(tmp_path / "a.tfrecord", [record]))
-    assert found["context"] == {"mean_rgb": 1}
-    assert "these are no frame features" in " ".join(remarks(found))
+    assert found["streams"]["mean_rgb"]["sizes"][0]["dtype"] == "float32"
+    assert found["streams"]["mean_rgb"]["frames"]["max"] == 1
     assert "other context features" in printed(found)
 
 

@@ -13,17 +13,22 @@ import numpy as np
 
 from nextvlad.check_report import print_report
 from nextvlad.data.sources import expand
-from nextvlad.data.survey import Repeated, StreamSurvey, Survey, first_repeated, repeated_ids
-from nextvlad.data.survey_processes import survey_files
+from nextvlad.data.survey import (
+    Repeated,
+    StreamSurvey,
+    Survey,
+    first_repeated,
+    repeated_ids,
+    survey_files,
+)
 from nextvlad.data.vocabulary import Vocabulary
-from nextvlad.errors import RecordPlace, UsageError
+from nextvlad.errors import RecordPlace
 from nextvlad.files import write_json
 from nextvlad.progress import ProgressBar
 
 FRAME_CAP = 300
 """`data.max_frames` where the user does not say otherwise: later frames are not used."""
 
-_MOST_WORKERS = 8  # the default; more seldom help, since disks come to their limit
 _EXTREMES = 5
 _REPEATED_IDS = 20
 _REPEATED_PLACES = 5
@@ -70,10 +75,6 @@ def take_survey(
     sizes = sum(os.path.getsize(path) for path in files if os.path.exists(path))
     total = Survey()
     rest = 0  # bytes that do not make a whole megabyte yet
-    if workers is None:
-        workers = min(_MOST_WORKERS, _num_processors())
-    if workers < 0:
-        raise UsageError(f"workers: got {workers}, wanted 0 or more.")
     with ProgressBar("Checking", total=math.ceil(sizes / _MEGABYTE), unit="MB") as bar:
 
         def on_bytes(count: int) -> None:
@@ -84,12 +85,6 @@ def take_survey(
         for survey in survey_files(files, num_classes=num_classes, workers=workers, on_bytes=on_bytes):
             total.merge(survey)
     return total
-
-
-def _num_processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Spread(NamedTuple):

@@ -21,9 +21,11 @@ Usage: nextvlad VERB ...        (nextvlad VERB --help explains a verb)
   demo       the whole job on embedded data, in about a minute on a CPU
   check      look at a data set and verify every record of it
   train      train or fine-tune a model
-  evaluate   Hit@1, PERR, GAP and mAP of a checkpoint on labelled data
+  evaluate   Hit@1, PERR, GAP and mAP of a checkpoint, or of a file of predictions
   predict    the best labels of each video: .jsonl, .csv, .parquet or .pkl file
+  ensemble   the weighted mean of prediction files of any systems
   import     a checkpoint of PaddleVideo or TensorFlow becomes one of ours
+  convert    PaddleVideo's data pickles become TFRecord files, and back
 
 DATA is files, directories, quoted globs, or .list files with one path a line.
 A CHECKPOINT is the folder of a run, or one of the checkpoints inside it.

@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tyro
 
@@ -142,25 +142,73 @@ def _train(arguments: list[str]) -> int:
     return 0
 
 
+_EVALUATE_FORMS = (
+    "wanted `nextvlad evaluate CHECKPOINT DATA...`, or `nextvlad evaluate --predictions FILE --data DATA...`."
+)
+
+
+def _check_scoring_call(
+    checkpoint: Path | None,
+    data: tuple[str, ...],
+    predictions: Path | None,
+    labels: tuple[str, ...],
+    options: InferenceOptions,
+) -> None:
+    """Refuses what does not belong to `evaluate --predictions FILE --data DATA...`."""
+    if predictions is None:
+        raise UsageError(f"evaluate: --data goes with --predictions; {_EVALUATE_FORMS}")
+    if checkpoint is not None or data:
+        first = " ".join([*([str(checkpoint)] if checkpoint else []), *data[:1]])
+        raise UsageError(f"evaluate: got --predictions and also {first} ...; {_EVALUATE_FORMS}")
+    if not labels:
+        raise UsageError(f"evaluate: --predictions without --data, which holds the labels; {_EVALUATE_FORMS}")
+    for option in fields(options):
+        if option.name != "skip_damaged" and getattr(options, option.name) != getattr(_DEFAULTS, option.name):
+            name = option.name.replace("_", "-")
+            raise UsageError(f"evaluate: --{name} is for a checkpoint; --predictions has no use for it.")
+
+
 def _evaluate(arguments: list[str]) -> int:
     def evaluate(
-        checkpoint: _Checkpoint,
-        data: _Data,
+        checkpoint: Annotated[Path | None, tyro.conf.Positional, _option("CHECKPOINT")] = None,
+        data: _Data = (),
+        predictions: _File = None,
+        labels: Annotated[tuple[str, ...], tyro.conf.arg(name="data", metavar="DATA...")] = (),
         json: _File = None,
         top_k: _Count = None,
         no_map: bool = False,
         options: _Options = _DEFAULTS,
     ) -> None:
-        """Hit@1, PERR, GAP and mAP of a checkpoint, exact over all of the labelled data.
+        """Hit@1, PERR, GAP and mAP, exact over all of the labelled data: of a checkpoint, or of a file.
+
+        The file, --predictions FILE --data DATA..., is one of predictions by any system.
 
         Args:
             checkpoint: Folder of a run (its best checkpoint is taken) or of one checkpoint.
             data: Files, folders, quoted globs, or .list files with one path a line.
+            predictions: Score this file (JSON Lines, Kaggle CSV, Parquet, Paddle pickle) in place of a
+                checkpoint.
+            labels: The labelled data for --predictions.
             json: Also write the metrics to this file.
             top_k: Labels kept a video for GAP; 20, or all where there are fewer, if not given.
             no_map: Leave out the untruncated mAP, which keeps every score (on disk when many).
             options: How to read and compute.
         """
+        if predictions is not None or labels:
+            _check_scoring_call(checkpoint, data, predictions, labels, options)
+            from nextvlad.evaluate_predictions import evaluate_predictions
+
+            evaluate_predictions(
+                Path(str(predictions)),
+                labels,
+                json_file=json,
+                top_k=top_k,
+                with_map=not no_map,
+                skip_damaged=options.skip_damaged,
+            )
+            return
+        if checkpoint is None:
+            raise UsageError(f"evaluate: no CHECKPOINT given; {_EVALUATE_FORMS}")
         from nextvlad.evaluate import evaluate as run
 
         run(checkpoint, _given(data), options, json_file=json, top_k=top_k, with_map=not no_map)
@@ -193,6 +241,31 @@ def _predict(arguments: list[str]) -> int:
         run(checkpoint, _given(data), options, out=out, top_k=top_k, vocabulary=vocabulary)
 
     _parse(predict, arguments, "predict")
+    return 0
+
+
+def _ensemble(arguments: list[str]) -> int:
+    def ensemble(
+        files: Annotated[tuple[Path, ...], tyro.conf.Positional, _option("FILE...")],
+        out: Annotated[Path, _option("FILE", "(required)")],
+        weights: Annotated[tuple[float, ...], _option("FLOAT...")] = (),
+        top_k: _Count = None,
+        vocabulary: _File = None,
+    ) -> None:
+        """The weighted mean of two or more prediction files of the same videos, into one file.
+
+        Args:
+            files: Prediction files of any systems: JSON Lines, Kaggle CSV, Parquet, Paddle pickle.
+            out: By its suffix: .jsonl, .csv (Kaggle 2018), .parquet or .pkl (Paddle v1.5.1).
+            weights: One a file, in the same order; equal ones if not given.
+            top_k: Labels a video, best first; 20 if not given.
+            vocabulary: CSV with class names, for .jsonl and .parquet.
+        """
+        from nextvlad.ensemble import ensemble as run
+
+        run(files, out=out, weights=weights or None, top_k=top_k, vocabulary=vocabulary)
+
+    _parse(ensemble, arguments, "ensemble")
     return 0
 
 
@@ -246,6 +319,8 @@ def _import(arguments: list[str]) -> int:
     ) -> None:
         """A trained NeXtVLAD of PaddleVideo or of the author's TensorFlow code becomes a checkpoint folder.
 
+        Of the author's code the single model and the mixture. Shows what was found and what became of it.
+
         Args:
             source: Paddle: the folder, file or .tar.gz as published (v1.5, v1.6 or v1.7+). TensorFlow: the
                 folder or prefix of the checkpoint.
@@ -253,14 +328,51 @@ def _import(arguments: list[str]) -> int:
             eigenvalues: .npy of the eigenvalues of YouTube-8M's PCA (eigenvals.npy); a TensorFlow checkpoint
                 does not hold them.
             vocabulary: CSV with class names, kept with the checkpoint.
-        Of the author's code the single model and the mixture. Shows what was found and what became of it.
-
         """
         from nextvlad.import_checkpoint import import_checkpoint
 
         import_checkpoint(source, out, eigenvalues=eigenvalues, vocabulary=vocabulary)
 
     _parse(import_, arguments, "import")
+    return 0
+
+
+def _convert(arguments: list[str]) -> int:
+    def convert(
+        data: _Data,
+        out: Annotated[Path, _option("DIR", "(required)")],
+        to: Literal["auto", "tfrecord", "pickle"] = "auto",
+        videos_per_file: _Count = None,
+        workers: _Count = None,
+        skip_damaged: bool = False,
+        compression: Literal["none", "gzip", "zlib"] = "none",
+    ) -> None:
+        """PaddleVideo's data pickles become TFRecord files, and the other way round.
+
+        The same command again goes on where it was stopped.
+
+        Args:
+            data: Files, folders, quoted globs, or .list files with one path a line.
+            out: Folder for the files to make; made if it is not there.
+            to: What to make; auto is the other kind than the data's.
+            videos_per_file: Numbered files of at most so many videos; if not given, one for each file.
+            workers: Processes, 0 for none beside this one; one a processor, at most 8, if not given.
+            skip_damaged: Skip damaged records and list them, instead of stopping.
+            compression: Of TFRecord files, each as a whole.
+        """
+        from nextvlad.convert import convert as run
+
+        run(
+            _given(data),
+            out,
+            to=None if to == "auto" else to,
+            videos_per_file=videos_per_file,
+            workers=workers,
+            skip_damaged=skip_damaged,
+            compression=None if compression == "none" else compression,
+        )
+
+    _parse(convert, arguments, "convert")
     return 0
 
 
@@ -276,6 +388,8 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "evaluate": _evaluate,
     "predict": _predict,
+    "ensemble": _ensemble,
     "import": _import,
+    "convert": _convert,
 }
 """By name, in the order a user meets them."""

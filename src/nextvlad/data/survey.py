@@ -1,7 +1,7 @@
 """What is in a data set: counts that one file gives, and that add up over files.
 
-`survey_file` reads one file and verifies every record of it; `nextvlad.data.survey_processes` does so for
-many files at once. Nothing is held but what the counts need:
+`survey_file` reads one file and verifies every record of it; `survey_files` does so for many files at
+once. Nothing is held but what the counts need:
 
 - a count for each different label, number of labels, number of frames, and stream size;
 - 20 bytes a video to find ids that occur twice: an 8-byte hash of the id, and where the record stands
@@ -14,15 +14,17 @@ from __future__ import annotations
 import os
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nextvlad.data.file_processes import each_file
 from nextvlad.data.sources import read_file
 from nextvlad.data.video_record import VideoRecord
 from nextvlad.errors import NextvladError, RecordError, RecordPlace
@@ -190,6 +192,18 @@ def survey_file(
     if on_bytes:
         on_bytes(max(0, size - told))
     return survey
+
+
+def survey_files(
+    paths: Sequence[str], *, num_classes: int | None, workers: int | None, on_bytes: _OnBytes
+) -> Iterator[Survey]:
+    """Yield the survey of each file, as they are done; `workers` and errors as `each_file`."""
+    work = partial(_survey_one, num_classes=num_classes)
+    return each_file(list(enumerate(paths)), work, workers=workers, on_bytes=on_bytes)
+
+
+def _survey_one(number: int, path: str, on_bytes: _OnBytes, num_classes: int | None) -> Survey:
+    return survey_file(path, number, num_classes=num_classes, on_bytes=on_bytes)
 
 
 def repeated_ids(survey: Survey) -> NDArray[np.uint64]:

@@ -1,0 +1,223 @@
+"""What a conversion has done so far: a hidden file in its folder, one JSON value a line.
+
+The first line is the plan (settings, sources, names of the files to make), each further line a source that
+is done. A line is added only once all files of its source are whole, so a conversion goes on after any
+end, and what it left half-written is never taken for finished.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+from nextvlad.data.conversion import Converted, Target
+from nextvlad.errors import DataError, OutputError, UsageError
+from nextvlad.files import why
+
+MANIFEST = ".nextvlad-convert.jsonl"
+_VERSION = 1
+_OTHER = "Give another --out"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file to convert, as far as it must be the same when a conversion goes on.
+
+    Attributes:
+        name: its path from the folder that all sources share, which may have moved.
+        num_bytes: its size.
+        changed: when it was last changed, in nanoseconds.
+    """
+
+    name: str
+    num_bytes: int
+    changed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a conversion makes of what; `stems` are the names of the files to make, without suffix."""
+
+    target: Target
+    sources: tuple[Source, ...]
+    stems: tuple[str, ...]
+
+    def makes(self, name: str) -> bool:
+        """Is this the name of a file that the conversion makes?"""
+        stem = self.target.stem(name)
+        return stem is not None and stem in self.stems
+
+
+class Manifest:
+    """The file, locked for one process; a context manager.
+
+    Attributes:
+        plan: of the conversion that the folder holds, None for a new one.
+        done: the sources that are done, by number.
+
+    Raises:
+        OutputError: the folder or the file cannot be made or written.
+        UsageError: another process is at work in the folder.
+        DataError: the file is damaged.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.path = os.path.join(folder, MANIFEST)
+        self.plan: Plan | None = None
+        self.done: dict[int, Converted] = {}
+        self._file: BinaryIO | None = None
+        self._made_folder = False
+
+    def __enter__(self) -> Self:
+        try:
+            self._made_folder = not os.path.exists(self.folder)
+            os.makedirs(self.folder, exist_ok=True)
+            self._file = open(self.path, "a+b")
+        except OSError as error:
+            raise OutputError(
+                f"{self.folder}: cannot be written to ({why(error)}). Choose another place."
+            ) from error
+        try:
+            self._lock()
+            self._read()
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def begin(self, plan: Plan) -> None:
+        """Writes the plan of a new conversion."""
+        self.plan = plan
+        self._add({"version": _VERSION, **asdict(plan)})
+
+    def add(self, done: Converted) -> None:
+        """Notes a source that is done."""
+        self.done[done.number] = done
+        self._add(asdict(done))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            if self.plan is None:  # nothing was begun
+                with suppress(OSError):
+                    os.unlink(self.path)
+                    if self._made_folder:
+                        os.rmdir(self.folder)
+            self._file.close()
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._open_file(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"{self.folder}: another conversion is at work in this folder. {_OTHER}, or wait for it."
+            ) from None
+        except OSError:
+            return  # a file system without locks
+
+    def _read(self) -> None:
+        file = self._open_file()
+        file.seek(0)
+        lines = file.read().splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n"):  # cut off while it was written
+            file.truncate(sum(map(len, lines[:-1])))
+            lines.pop()
+        try:
+            values = [json.loads(line) for line in lines]
+            if values:
+                self.plan = _plan(values[0])
+            for value in values[1:]:
+                done = _converted(value)
+                self.done[done.number] = done
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(
+                f"{self.path}: not a list of what was converted, as this version writes it ({error}). "
+                f"{_OTHER}, or remove this file and what was converted into the folder."
+            ) from None
+
+    def _add(self, value: dict[str, Any]) -> None:
+        file = self._open_file()
+        try:
+            file.write(json.dumps(value).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(
+                f"{self.path}: cannot be written ({why(error)}). Free space, and start the same again."
+            ) from error
+
+    def _open_file(self) -> BinaryIO:
+        if self._file is None:
+            raise UsageError(f"{self.path}: used outside of its `with` block.")
+        return self._file
+
+
+def check_same(folder: str, old: Plan, new: Plan) -> None:
+    """Refuses to go on with a conversion of other sources, or with other settings.
+
+    Raises:
+        UsageError: with what was and what is.
+    """
+    if old.target != new.target:
+        raise UsageError(
+            f"{folder}: was begun with {_options(old.target)}, now {_options(new.target)}. Give the same, or "
+            f"{_OTHER[0].lower()}{_OTHER[1:]}."
+        )
+    if old.sources == new.sources:
+        return
+    before = {source.name: source for source in old.sources}
+    now = {source.name: source for source in new.sources}
+    changed = next((name for name in before if name in now and before[name] != now[name]), None)
+    if changed is not None:
+        then, today = before[changed].num_bytes, now[changed].num_bytes
+        difference = f"{changed} has changed since ({then:,} bytes then, {today:,} now)"
+    else:
+        missing, added = sorted(before.keys() - now.keys()), sorted(now.keys() - before.keys())
+        difference = "; ".join(
+            f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} {what}"
+            for names, what in (
+                (missing, "was there then and is not now"),
+                (added, "is there now and was not then"),
+            )
+            if names
+        )
+        difference = difference or "in another order"
+    raise UsageError(
+        f"{folder}: holds the conversion of {_files(old.sources)}, now {_files(new.sources)}: {difference}. "
+        f"Give the same files, or {_OTHER[0].lower()}{_OTHER[1:]}."
+    )
+
+
+def _options(target: Target) -> str:
+    parts = [f"--to {target.to}"]
+    parts += [f"--videos-per-file {target.videos_per_file}"] if target.videos_per_file else []
+    parts += [f"--compression {target.compression}"] if target.compression else []
+    return " ".join(parts)
+
+
+def _files(sources: Sequence[Source]) -> str:
+    total = sum(source.num_bytes for source in sources)
+    return f"{len(sources)} file{'s' if len(sources) > 1 else ''} of {total:,} bytes"
+
+
+def _plan(values: dict[str, Any]) -> Plan:
+    if values["version"] != _VERSION:
+        raise ValueError(f"version {values['version']!r}, wanted {_VERSION}")
+    return Plan(
+        Target(**values["target"]),
+        tuple(Source(**source) for source in values["sources"]),
+        tuple(str(stem) for stem in values["stems"]),
+    )
+
+
+def _converted(values: dict[str, Any]) -> Converted:
+    outputs = [(str(name), int(size)) for name, size in values.pop("outputs")]
+    return Converted(outputs=outputs, **values)
