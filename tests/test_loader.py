@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from nextvlad.config import StreamConfig
 from nextvlad.data.batch import FrameBatch
 from nextvlad.data.loader import FrameLoader, count_examples, peek_streams
+from nextvlad.data.paddle_pickle import PickleWriter
 from nextvlad.data.reader import Reader, ReaderPlan, ReaderState
 from nextvlad.data.tfrecord import RecordWriter
 from nextvlad.data.video_record import VideoRecord, serialize_video_record
@@ -682,3 +683,61 @@ def test_streams_of_the_first_videos(tmp_path: Path) -> None:
         peek_streams([nothing])
     with pytest.raises(DataError, match="c: no record has frames"):
         peek_streams([write(tmp_path / "c", [])])
+
+
+# Pickles
+
+
+@pytest.fixture
+def pickles(tmp_path: Path) -> list[str]:
+    """The videos of `shards`, in PaddleVideo's format."""
+    folder = tmp_path / "pickles"
+    folder.mkdir()
+    for shard, size in enumerate((9, 0, 5, 12)):
+        with PickleWriter(folder / f"{shard}.pkl") as writer:
+            for number in range(size):
+                writer.write(video(shard, number))
+    return [str(folder / f"{shard}.pkl") for shard in range(4)]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 6])
+def test_pickles_give_the_batches_of_records(shards: list[str], pickles: list[str], workers: int) -> None:
+    for options in ({}, {"shuffle": True, "shuffle_buffer": 6, "epochs": 2, "max_frames": 1}):
+        wanted = content(loader(shards, workers=workers, **options))
+        assert content(loader(pickles, workers=workers, **options)) == wanted
+
+
+def test_pickles_resume_at_every_place(pickles: list[str]) -> None:
+    options: dict[str, Any] = {"shuffle": True, "shuffle_buffer": 5, "epochs": 2}
+    whole = loader(pickles, **options)
+    batches, places = [], [whole.position()]
+    for batch in whole:
+        batches.append(batch)
+        places.append(whole.position())
+    for number, place in enumerate(places):
+        rest = loader(pickles, position=json.loads(json.dumps(place)), **options)
+        assert content(rest) == content(batches[number:])
+
+
+def test_pickles_and_records_mix(shards: list[str], pickles: list[str]) -> None:
+    assert names(loader([shards[0], pickles[2]])) == ids((9, 0, 0)) + [f"2-{n}" for n in range(5)]
+    assert count_examples([shards[0], *pickles]) == 9 + 26
+    assert {stream.name for stream in peek_streams(pickles)} == {"rgb", "audio"}
+
+
+def test_damage_in_pickles_has_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "odd.pkl"
+    with PickleWriter(path) as writer:
+        writer.write(video(0, 1))
+        writer.write(video(0, 2, streams={"rgb": np.zeros((2, 7), np.uint8)}))
+        writer.write(video(0, 3, labels=np.array([99])))
+        writer.write(video(0, 4))
+    with pytest.raises(RecordError, match=r"odd\.pkl, byte \d+, record 1 \(video 0-2\): stream rgb has 7"):
+        list(loader([str(path)]))
+    skipping = loader([str(path)], skip_damaged=True)
+    assert names(skipping) == ["0-1", "0-4"]
+    assert [error.place.number for error in skipping.damage if error.place] == [1, 2]
+    path.write_bytes(path.read_bytes()[:-40])
+    cut = loader([str(path)], skip_damaged=True)
+    assert names(cut) == ["0-1"]
+    assert "cut short" in str(cut.damage[-1])
