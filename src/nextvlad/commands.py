@@ -177,6 +177,7 @@ def _evaluate(arguments: list[str]) -> int:
         json: _File = None,
         top_k: _Count = None,
         no_map: bool = False,
+        segments: bool = False,
         options: _Options = _DEFAULTS,
     ) -> None:
         """Hit@1, PERR, GAP and mAP, exact over all of the labelled data: of a checkpoint, or of a file.
@@ -192,6 +193,8 @@ def _evaluate(arguments: list[str]) -> int:
             json: Also write the metrics to this file.
             top_k: Labels kept a video for GAP; 20, or all where there are fewer, if not given.
             no_map: Leave out the untruncated mAP, which keeps every score (on disk when many).
+            segments: Score rated five-second segments (YouTube-8M 2019) on the classes they were rated for:
+                MAP@100,000 and the others.
             options: How to read and compute.
         """
         if predictions is not None or labels:
@@ -211,7 +214,15 @@ def _evaluate(arguments: list[str]) -> int:
             raise UsageError(f"evaluate: no CHECKPOINT given; {_EVALUATE_FORMS}")
         from nextvlad.evaluate import evaluate as run
 
-        run(checkpoint, _given(data), options, json_file=json, top_k=top_k, with_map=not no_map)
+        run(
+            checkpoint,
+            _given(data),
+            options,
+            json_file=json,
+            top_k=top_k,
+            with_map=not no_map,
+            segments=segments,
+        )
 
     _parse(evaluate, arguments, "evaluate")
     return 0
@@ -224,9 +235,12 @@ def _predict(arguments: list[str]) -> int:
         out: Annotated[Path, _option("FILE", "(required)")],
         top_k: _Count = None,
         vocabulary: _File = None,
+        segments: bool = False,
+        classes: _File = None,
+        max_segments: _Count = None,
         options: _Options = _DEFAULTS,
     ) -> None:
-        """The best labels of each video, into one file.
+        """The best labels of each video, into one file; or the best segments of each label.
 
         Args:
             checkpoint: Folder of a run (its best checkpoint is taken) or of one checkpoint.
@@ -234,11 +248,25 @@ def _predict(arguments: list[str]) -> int:
             out: By its suffix: .jsonl, .csv (Kaggle 2018), .parquet or .pkl (Paddle v1.5.1).
             top_k: Labels a video, best first; 20, or all where there are fewer, if not given.
             vocabulary: CSV with class names; the checkpoint's own if not given.
+            segments: Every five seconds of a video is one of its own. A .csv is then Kaggle's of 2019,
+                Class,Segments: the best segments of each label.
+            classes: For that .csv: file with the wanted class indices, one a line, as segment_label_ids.csv.
+            max_segments: For that .csv: segments a label; 100000 if not given. They take 10 bytes each.
             options: How to read and compute.
         """
         from nextvlad.predict import predict as run
 
-        run(checkpoint, _given(data), options, out=out, top_k=top_k, vocabulary=vocabulary)
+        run(
+            checkpoint,
+            _given(data),
+            options,
+            out=out,
+            top_k=top_k,
+            vocabulary=vocabulary,
+            segments=segments,
+            classes=classes,
+            max_segments=max_segments,
+        )
 
     _parse(predict, arguments, "predict")
     return 0

@@ -384,8 +384,8 @@ class TrainConfig:
     save_every_minutes: float = 10.0
     """Save the last checkpoint at least so often; it is also saved after each evaluation."""
     best_by: Literal["gap", "hit_at_one", "perr", "map", "loss", "top1", "segment_map"] | None = None
-    """The validation metric that decides which checkpoint is the best; None: gap, with data.segments
-    segment_map."""
+    """The validation metric that decides which checkpoint is the best; None: gap, or segment_map with
+    data.segments."""
     tensorboard: bool = False
     """Write TensorBoard events to OUT/tensorboard (pip install 'nextvlad[board]')."""
 

@@ -7,15 +7,30 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from nextvlad.config import InferenceOptions
 from nextvlad.data.batch import FrameBatch
+from nextvlad.data.segments import Segments
 from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import DataError, UsageError
-from nextvlad.inference import autocast, check_finite, open_checkpoint, settle_top_k, tell_damage
+from nextvlad.inference import (
+    Opened,
+    autocast,
+    check_finite,
+    open_checkpoint,
+    settle_top_k,
+    tell_damage,
+)
+from nextvlad.metrics.segments import SEGMENTS_A_CLASS
 from nextvlad.models import Model
 from nextvlad.predictions import Prediction, write_predictions, writer_for
+from nextvlad.predictions.best_segments import BestSegments
+from nextvlad.predictions.segment_files import write_segment_lists
+from nextvlad.predictions.text_rows import lines
 from nextvlad.progress import ProgressBar, say
 
 
@@ -28,11 +43,7 @@ def predict_batch(
     Raises:
         DataError: the model's output is not finite.
     """
-    device = next(model.parameters()).device
-    with autocast(device, precision):
-        logits = model(batch).float()  # [B, C]
-    check_finite(logits, batch.video_ids)
-    probabilities = torch.sigmoid(logits)
+    probabilities = torch.sigmoid(_logits(model, batch, precision))
     # A stable sort of all classes, not topk: topk leaves the order of equal scores open.
     scores, labels = torch.sort(probabilities, dim=1, descending=True, stable=True)
     return [
@@ -43,6 +54,14 @@ def predict_batch(
     ]
 
 
+def _logits(model: Model, batch: FrameBatch, precision: str) -> Tensor:
+    """[B, C] float32, finite."""
+    with autocast(next(model.parameters()).device, precision):
+        logits: Tensor = model(batch).float()
+    check_finite(logits, batch.video_ids)
+    return logits
+
+
 def predict(
     checkpoint_folder: Path,
     data: Sequence[str],
@@ -51,6 +70,9 @@ def predict(
     out: Path,
     top_k: int | None = None,
     vocabulary: Path | None = None,
+    segments: bool = False,
+    classes: Path | None = None,
+    max_segments: int | None = None,
 ) -> int:
     """`nextvlad predict`: writes `out` and returns the number of videos in it.
 
@@ -61,17 +83,38 @@ def predict(
         out: .jsonl, .csv, .parquet or .pkl.
         top_k: classes a video, in 1..C; None: 20, or all where there are fewer.
         vocabulary: class names; None: the checkpoint's own, if it has some.
+        segments: every five seconds of a video is a video of its own, with the id VIDEO:START; a .csv is then
+            Kaggle's of 2019, `Class,Segments`: the best segments of each class.
+        classes: for that .csv: a file with the class indices wanted, one a line; None: all.
+        max_segments: for that .csv: segments a class; None: 100,000.
 
     Raises:
-        NextvladError: as its message says; finished rows stay in `out`.partial.
+        NextvladError: as its message says; finished rows stay in `out`.partial, of a `Class,Segments` file
+            nothing.
     """
     options = options or InferenceOptions()
     writer_for(out)  # a mistaken name is told at once
+    lists = segments and out.suffix == ".csv"
+    if not lists and (classes is not None or max_segments is not None):
+        raise UsageError("--classes and --max-segments go with --segments and an --out that ends in .csv.")
+    if lists and top_k is not None:
+        raise UsageError(
+            "--top-k: a Class,Segments file holds the best segments of a class (--max-segments), not the "
+            "best classes of a segment. Leave it out, or write a .jsonl file."
+        )
+    if max_segments is not None and max_segments < 1:
+        raise UsageError(f"--max-segments: got {max_segments}, wanted 1 or more.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
             "predict runs in one process; start it without torchrun, on a share of the data each."
         )
-    opened = open_checkpoint(checkpoint_folder, data, options, with_labels=False)
+    which: Segments | None = "all" if segments else None
+    opened = open_checkpoint(checkpoint_folder, data, options, with_labels=False, segments=which)
+    if lists:
+        wanted = read_classes(classes, opened.model.config.num_classes)
+        best = BestSegments(wanted, max_segments=max_segments or SEGMENTS_A_CLASS)
+        return _predict_lists(opened, best, wanted, data, out, options.precision)
+    unit = "segments" if segments else "videos"
     names = opened.model.vocabulary
     if vocabulary is not None:
         names = Vocabulary.load(vocabulary)
@@ -80,18 +123,77 @@ def predict(
 
     def predictions() -> Generator[Prediction, None, None]:
         seen = 0
-        with opened.loader, ProgressBar("Predicting", total=opened.total, unit="videos") as bar:
+        with opened.loader, ProgressBar("Predicting", total=opened.total, unit=unit) as bar:
             for batch in opened.loader:
                 on_device = batch.to(opened.device, non_blocking=True)
                 yield from predict_batch(opened.model, on_device, top_k=kept, precision=options.precision)
                 seen += batch.num_videos
                 bar.advance(batch.num_videos)
-        if opened.loader.damage and not seen:
-            tell_damage(opened.loader.damage)
-            raise DataError(f"{', '.join(map(str, data))}: every record was skipped; nothing to predict.")
+        _check_seen(opened, seen, data)
 
     with closing(predictions()) as rows:
         count = write_predictions(out, rows, names)
     tell_damage(opened.loader.damage)
-    say(f"{count:,} videos -> {out}")
+    say(f"{count:,} {unit} -> {out}")
     return count
+
+
+def _check_seen(opened: Opened, seen: int, data: Sequence[str]) -> None:
+    if opened.loader.damage and not seen:
+        tell_damage(opened.loader.damage)
+        raise DataError(f"{', '.join(map(str, data))}: every record was skipped; nothing to predict.")
+
+
+@torch.inference_mode()
+def _predict_lists(
+    opened: Opened,
+    best: BestSegments,
+    classes: NDArray[np.int64],
+    data: Sequence[str],
+    out: Path,
+    precision: str,
+) -> int:
+    """The best segments of each class into a `Class,Segments` file; returns the number of segments seen."""
+    columns = torch.from_numpy(classes).to(opened.device)
+    with opened.loader, ProgressBar("Predicting", total=None, unit="segments") as bar:
+        for batch in opened.loader:
+            logits = _logits(opened.model, batch.to(opened.device, non_blocking=True), precision)
+            # Logits rank as probabilities do, which a sigmoid near 1 rounds to one and the same number.
+            best.add(batch.video_ids, logits[:, columns].cpu().numpy())
+            bar.advance(batch.num_videos)
+    _check_seen(opened, best.num_segments, data)
+    count = write_segment_lists(out, best.lists())
+    tell_damage(opened.loader.damage)
+    if best.num_repeated:
+        say(f"{best.num_repeated:,} places went to segments that came twice: the data holds a video twice.")
+    say(f"{best.num_segments:,} segments, {count:,} classes -> {out}")
+    return best.num_segments
+
+
+def read_classes(path: Path | None, num_classes: int) -> NDArray[np.int64]:
+    """The class indices in the first column of a file, ascending; all classes without a file.
+
+    A first line `Index` (as in YouTube-8M's segment_label_ids.csv) and blank lines are skipped.
+
+    Raises:
+        UsageError: no such file, a line that is no class, a class twice, no class at all.
+    """
+    if path is None:
+        return np.arange(num_classes)
+    found: dict[int, int] = {}
+    header = True
+    for number, line in lines(path):
+        cell = line.split(",", 1)[0].strip().strip('"')
+        if not line.strip() or (header and cell.lower() == "index"):
+            header = header and not line.strip()
+            continue
+        header = False
+        where = f"{path}, line {number}"
+        if not (cell.isascii() and cell.isdecimal() and len(cell) < 10 and int(cell) < num_classes):
+            raise UsageError(f"{where}: {cell[:60]!r}, wanted a class index from 0 to {num_classes - 1}.")
+        if int(cell) in found:
+            raise UsageError(f"{where}: class {cell} a second time, after line {found[int(cell)]}.")
+        found[int(cell)] = number
+    if not found:
+        raise UsageError(f"{path}: no classes in it; wanted class indices, one a line.")
+    return np.array(sorted(found), np.int64)

@@ -89,6 +89,15 @@ RECIPES: dict[str, Recipe] = {
         "YouTube-8M, the paper's mixture of three with distillation (published local GAP 0.8798).",
         TrainConfig(model=_YT8M_MIXTURE, optim=OptimConfig(clip="per_variable"), epochs=5),
     ),
+    "yt8m_segments": Recipe(
+        "YouTube-8M 2019, rated segments: for --init with a model of whole videos; its author's settings.",
+        TrainConfig(
+            model=replace(_YT8M_AUTHOR, dropout=0.75),
+            data=DataConfig(batch_size=512, segments=True),
+            optim=OptimConfig(decay_examples=1_000_000, l2=1e-4, clip="per_variable"),
+            epochs=10,
+        ),
+    ),
     "video_level_logistic": Recipe(
         "YouTube-8M's video-level files: logistic regression, the starter code's settings.",
         TrainConfig(
