@@ -23,6 +23,7 @@ from nextvlad.errors import DataError, RecordError, RecordPlace, UsageError
 
 _FORGOTTEN = object()
 _SHORT = 64  # bytes of a string or an array that are always remembered
+_NO_ITEM = sys.maxsize
 _FEW = 16  # numbers of a list, likewise
 _BUFFER = 1 << 16
 
@@ -92,22 +93,10 @@ def stream(path: str | os.PathLike[str], *, first: int = 0) -> Iterator[Item]:
             whole.
         UsageError: the file is missing, no regular file, or may not be read.
     """
-    with _open(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        done = first
-        try:
-            for item in _Stream(file, size, first=first).items(os.fspath(path)):
-                if item.number >= first:
-                    done = item.number + 1
-                    yield item
-                del item  # two records at a time otherwise
-            return
-        except _Again:
-            file.seek(0)
-        for item in _Stream(file, size, keep=True).items(os.fspath(path)):
-            if item.number >= done:
-                yield item
-            del item
+    for item in _items(path, first):
+        if item.number >= first:
+            yield item
+        del item  # two records at a time otherwise
 
 
 def count(path: str | os.PathLike[str]) -> Iterator[int]:
@@ -116,10 +105,29 @@ def count(path: str | os.PathLike[str]) -> Iterator[int]:
     Raises:
         RecordError, UsageError: as `stream`.
     """
+    for item in _items(path, _NO_ITEM):
+        yield item.number + 1
+
+
+def _items(path: str | os.PathLike[str], first: int) -> Iterator[Item]:
+    """All items; those before `first` without what is in their arrays."""
+    name = os.fspath(path)
     with _open(path) as file:
         size = os.fstat(file.fileno()).st_size
-        for item in _Stream(file, size, first=sys.maxsize, keep=True).items(os.fspath(path)):
-            yield item.number + 1
+        done = 0
+        try:
+            for item in _Stream(file, size, first).items(name):
+                done = item.number + 1
+                yield item
+                del item
+            return
+        except _Again:
+            file.seek(0)
+        # Any item may be referred to by one that is wanted.
+        for item in _Stream(file, size, first if first == _NO_ITEM else 0, keep=True).items(name):
+            if item.number >= done:
+                yield item
+            del item
 
 
 class _Again(Exception):
@@ -129,7 +137,7 @@ class _Again(Exception):
 class _Stream(Machine):
     """The machine that hands out the items of the list at the bottom of its stack."""
 
-    def __init__(self, file: BinaryIO, end: int, *, first: int = 0, keep: bool = False) -> None:
+    def __init__(self, file: BinaryIO, end: int, first: int, *, keep: bool = False) -> None:
         super().__init__(file, end)
         self.first = first
         self.skim = first > 0
