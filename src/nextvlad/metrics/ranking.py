@@ -20,6 +20,12 @@ DEFAULT_TOP_K = 20
 _BLOCK_ELEMENTS = 1 << 17
 """Scores ranked at a time: 1 MiB of 8-byte integers stays in cache."""
 
+_SMALL_GROUP = 8
+"""Equal scores that are few enough to go through place by place."""
+
+_SHORT_RUN = 4
+"""Steps taken back from the end of a run of equal keys before its beginning is searched for."""
+
 Scores = NDArray[np.floating[Any]]
 Keys = NDArray[np.unsignedinteger[Any]]
 
@@ -125,30 +131,40 @@ def average_precision(keys: Keys, num_positives: int) -> float:
     """
     if num_positives == 0:
         return float("nan")
-    hits = keys[(keys & 1) == 0]
-    if len(hits) == 0:
-        return 0.0
-    # What ranks below the last hit does not count. Inverted: best first, misses first among equals.
-    ranked = np.sort(~keys[keys >= hits.min()])
+    ranked = ~keys  # best first once sorted, and misses first among equals
+    ranked.sort()
     return _sum_of_precisions(ranked) / num_positives
 
 
 def _sum_of_precisions(ranked: Keys) -> float:
     """Sum over the hits of an inverted, sorted list of the precision at the hit."""
-    scores = ranked >> 1
-    hits = np.flatnonzero((ranked & 1).astype(np.bool_))
-    firsts = np.flatnonzero(np.diff(scores[hits], prepend=~scores[hits[:1]]))  # first hit of each score
-    num_hits = np.diff(firsts, append=len(hits))
-    start = hits[firsts]
-    end = start + num_hits
-    tied = (start > 0) & (scores[start - 1] == scores[start])  # with misses, which come before the hits
-    plain = np.repeat(~tied, num_hits)
-    total = (np.flatnonzero(plain) + 1) / (hits[plain] + 1)
-    if not tied.any():
-        return float(total.sum())
-    start = np.searchsorted(scores, scores[start[tied]])
-    mean = _mean_over_orders(firsts[tied], start, num_hits[tied], end[tied] - start)
-    return float(total.sum() + mean)
+    places = np.flatnonzero((ranked & 1).astype(np.bool_))
+    total = float((np.arange(1, len(places) + 1) / (places + 1)).sum())
+    values = ranked[places]
+    # A miss of the same score has the key below, and stands before: the first hit after it begins a tie.
+    begins = np.flatnonzero((ranked[places - 1] == values - 1) & (places > 0))
+    if len(begins) == 0:
+        return total
+    changes = np.flatnonzero(values[1:] != values[:-1]) + 1
+    ends = np.append(changes, len(values))[np.searchsorted(changes, begins, side="right")]
+    num_hits = ends - begins
+    tied = np.arange(num_hits.sum()) + np.repeat(begins - (np.cumsum(num_hits) - num_hits), num_hits)
+    total -= float(((tied + 1) / (places[tied] + 1)).sum())
+    start = _first_of(ranked, places[begins] - 1)
+    return total + _mean_over_orders(begins, start, num_hits, places[begins] + num_hits - start)
+
+
+def _first_of(ranked: Keys, places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each run of equal keys begins that ends at `places`; long ones, which are few, are searched."""
+    first = places.copy()
+    longer = np.arange(len(places))
+    for _ in range(_SHORT_RUN):
+        longer = longer[(first[longer] > 0) & (ranked[first[longer] - 1] == ranked[places[longer]])]
+        if len(longer) == 0:
+            return first
+        first[longer] -= 1
+    first[longer] = np.searchsorted(ranked, ranked[places[longer]])
+    return first
 
 
 def _mean_over_orders(
@@ -162,6 +178,39 @@ def _mean_over_orders(
     A place of a group is a hit with probability hits / size; if it is, each place before it in the group
     is one with probability (hits - 1) / (size - 1).
     """
+    small = size <= _SMALL_GROUP
+    groups = (hits_before, ranked_before, hits, size)
+    return _small_groups(*(part[small] for part in groups)) + _large_groups(
+        *(part[~small] for part in groups)
+    )
+
+
+def _small_groups(
+    hits_before: NDArray[np.int64],
+    ranked_before: NDArray[np.int64],
+    hits: NDArray[np.int64],
+    size: NDArray[np.int64],
+) -> float:
+    """`_mean_over_orders` of the many groups of a few: the first place of all, then the second, ..."""
+    rows = np.stack([size, hits / size, (hits - 1) / (size - 1), hits_before + 1, ranked_before + 1])
+    total = 0.0
+    for place in range(int(size.max(initial=0))):
+        if place > 1:  # no group has fewer than a hit and a miss
+            rows = rows[:, rows[0] > place]
+        _, share, growth, found, rank = rows
+        total += float((share * (found + place * growth) / (rank + place)).sum())
+    return total
+
+
+def _large_groups(
+    hits_before: NDArray[np.int64],
+    ranked_before: NDArray[np.int64],
+    hits: NDArray[np.int64],
+    size: NDArray[np.int64],
+) -> float:
+    """`_mean_over_orders` of the few groups of many, all places of all groups one after another."""
+    if len(size) == 0:
+        return 0.0
     ends = np.cumsum(size)
     share, growth = hits / size, (hits - 1) / (size - 1)
     total = 0.0
