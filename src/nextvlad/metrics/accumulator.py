@@ -83,6 +83,16 @@ class MetricAccumulator:
         self._losses = _Growing(np.float64)
         self._class_keys = ClassKeys(num_classes, memory_bytes, directory) if with_map else None
 
+    @classmethod
+    def for_lists(cls, num_classes: int, *, top_k: int, with_map: bool = False) -> MetricAccumulator:
+        """One for `update_lists` alone, where `num_classes` is above every label and `top_k` has no bound.
+
+        `num_classes` may be less than the classes of the lists, and is no more than what memory is for.
+        """
+        metrics = cls(max(num_classes, 1), with_map=with_map)
+        metrics.top_k = max(top_k, 1)
+        return metrics
+
     @property
     def num_videos(self) -> int:
         """Videos seen."""
@@ -161,7 +171,9 @@ class MetricAccumulator:
         if self._class_keys is not None:
             truth = np.zeros((len(lists), self.num_classes), np.bool_)
             truth[label_videos, label_classes] = True
-            self._class_keys.add(score_keys(lists.dense(), truth).astype(np.uint32, copy=False))
+            self._class_keys.add(
+                score_keys(lists.dense(self.num_classes), truth).astype(np.uint32, copy=False)
+            )
 
     def _count_best(
         self,

@@ -62,9 +62,9 @@ class RankedLists:
         """Does every list hold every class of 0..num_classes-1?"""
         return self.num_classes <= num_classes and bool((self._lengths == num_classes).all())
 
-    def dense(self) -> NDArray[np.float32]:
-        """[B, C] scores by class, of lists that hold all classes."""
-        classes, scores, _ = self.best(self.num_classes)
+    def dense(self, num_classes: int) -> NDArray[np.float32]:
+        """[B, C] scores by class, of lists that hold all C classes."""
+        classes, scores, _ = self.best(num_classes)
         dense = np.empty_like(scores)
         np.put_along_axis(dense, classes, scores, axis=1)
         return dense

@@ -11,8 +11,8 @@ from typing import Any
 MAX_CLASSES = 1 << 20
 """Class indices in a file are below this: far above any vocabulary, and no table of classes gets large."""
 
-MAX_SCORE = 3.4028234663852886e38
-"""The largest 32-bit float; scores are compared as such."""
+MAX_SCORE = 3.4e38
+"""About the largest 32-bit float; scores are compared as such."""
 
 
 @dataclass(frozen=True, slots=True)

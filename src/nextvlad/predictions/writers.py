@@ -164,14 +164,20 @@ def writer_for(path: Path) -> type[Writer]:
     )
 
 
-def write_predictions(path: Path, predictions: Iterator[Prediction], vocabulary: Vocabulary | None) -> int:
+def write_predictions(
+    path: Path,
+    predictions: Iterator[Prediction],
+    vocabulary: Vocabulary | None,
+    *,
+    keep_partial: bool = True,
+) -> int:
     """Streams predictions into `path`, which appears only when whole; returns the number of rows.
 
     Raises:
         UsageError: an unknown suffix.
         OutputError: the file cannot be written; nothing is kept, since the space may be needed.
-        Exception: whatever the predictions raise; the rows before it stay, as a whole file of its format,
-            in `path`.partial.
+        Exception: whatever the predictions raise; with `keep_partial` the rows before it stay, as a whole
+            file of its format, in `path`.partial.
     """
     kind = writer_for(path)
     partial = path.with_name(path.name + ".partial")
@@ -194,7 +200,7 @@ def write_predictions(path: Path, predictions: Iterator[Prediction], vocabulary:
         _drop(writer, file, partial)
         raise
     except BaseException:
-        if writer is None or not count:
+        if writer is None or not count or not keep_partial:
             _drop(writer, file, partial)
             raise
         with _writing(path, count):
