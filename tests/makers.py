@@ -74,3 +74,62 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def make_rated_record(
+    number: int,
+    num_classes: int,
+    sizes: Mapping[str, int] = SIZES,
+    *,
+    num_segments: int = 4,
+    num_rated: int = 2,
+) -> VideoRecord:
+    """A video whose every five seconds lean towards the pattern of one class, rated for that and one other.
+
+    The last segment is three seconds long. No labels of the whole video.
+    """
+    numbers = np.random.default_rng(number)
+    present = numbers.integers(num_classes, size=num_segments)
+    times = np.repeat(np.arange(num_segments), 5)[:-2]
+    patterns = {
+        name: np.random.default_rng(99).integers(0, 256, (num_classes, size)) for name, size in sizes.items()
+    }
+    streams = {
+        name: np.clip(
+            pattern[present[times]] + numbers.integers(-40, 41, (len(times), pattern.shape[1])), 0, 255
+        )
+        for name, pattern in patterns.items()
+    }
+    context: dict[str, list[Any]] = {
+        f"segment_{name}": [] for name in ("start_times", "end_times", "labels", "scores")
+    }
+    for segment in sorted(numbers.choice(num_segments, num_rated, replace=False).tolist()):
+        other = int((present[segment] + numbers.integers(1, num_classes)) % num_classes)
+        for label, score in ((int(present[segment]), 1.0), (other, 0.0)):
+            for name, value in zip(context, (5 * segment, 5 * segment + 5, label, score), strict=True):
+                context[name].append(value)
+    return VideoRecord(
+        video_id=f"v{number:04d}",
+        labels=np.empty(0, np.int64),
+        streams={name: values.astype(np.uint8) for name, values in streams.items()},
+        context=context,
+    )
+
+
+def make_rated_data(
+    folder: Path,
+    name: str,
+    *,
+    num_videos: int,
+    num_shards: int = 2,
+    num_classes: int = 5,
+    first: int = 0,
+    **more: Any,
+) -> str:
+    """Writes shards of `make_rated_record` and returns the glob that finds them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in range(num_shards):
+        with RecordWriter(folder / f"{name}-{shard}.tfrecord") as writer:
+            for number in range(first + shard, first + num_videos, num_shards):
+                writer.write(serialize_video_record(make_rated_record(number, num_classes, **more)))
+    return str(folder / f"{name}-*.tfrecord")

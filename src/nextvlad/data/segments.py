@@ -90,7 +90,7 @@ def _judgements(record: VideoRecord) -> tuple[list[int], list[int], list[int], l
     for name, values in zip(_NAMES, (starts, ends, labels), strict=False):
         if not all(isinstance(value, int) for value in values):
             raise _fault(record, f"{name} are not whole numbers")
-    if any(isinstance(value, bytes) for value in scores):
+    if any(isinstance(value, bytes) or value != value for value in scores):
         raise _fault(record, "segment_scores are not numbers")
     return starts, ends, labels, scores  # type: ignore[return-value]
 
