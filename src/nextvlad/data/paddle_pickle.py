@@ -41,7 +41,7 @@ _DTYPES = ("uint8", "float32", "int64")
 
 # Protocol 2 to 5 with an opcode that may come first; a list or dictionary of protocol 0 or 1; a function.
 _BEGINNING = re.compile(
-    rb"\x80[\x02-\x05][\]}(c)\x95\x8c\x8eNKMJXUCB]|\([ld]p\d|\(l[(.a}\]]|\][qr(.}\]]|\}[qr(.]|c[\w.]+\n\w+\n",
+    rb"\x80[\x02-\x05][\]}(c)\x95\x8c\x8eNKMJXUCB]|\([ld]p\d|\(l[(.]|\][qr(.}\]]|\}[qr(.]|c[\w.]+\n\w+\n",
     re.DOTALL,
 )
 _FRAME = b"\x95"
