@@ -95,7 +95,8 @@ def read_segment_lists(path: Path) -> Iterator[SegmentList]:
         found = cells[1].split()
         for segment in found:
             video, colon, start = segment.rpartition(":")
-            if not (colon and video and start.isascii() and start.isdecimal()):
+            is_start = start.isascii() and start.isdecimal()
+            if not (colon and video and is_start and _SEPARATORS.isdisjoint(video)):
                 raise DataError(
                     f"{where}: segment {segment[:60]!r}, wanted VIDEO:START, as kX4a:25, parted by blanks."
                 )
