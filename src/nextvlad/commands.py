@@ -187,8 +187,8 @@ def _evaluate(arguments: list[str]) -> int:
         Args:
             checkpoint: Folder of a run (its best checkpoint is taken) or of one checkpoint.
             data: Files, folders, quoted globs, or .list files with one path a line.
-            predictions: Score this file (JSON Lines, Kaggle CSV, Parquet, Paddle pickle) in place of a
-                checkpoint.
+            predictions: Score this file in place of a checkpoint: JSON Lines, Kaggle CSV of 2018 (videos) or
+                2019 (segments), Parquet, Paddle pickle.
             labels: The labelled data for --predictions.
             json: Also write the metrics to this file.
             top_k: Labels kept a video for GAP; 20, or all where there are fewer, if not given.
@@ -207,6 +207,7 @@ def _evaluate(arguments: list[str]) -> int:
                 json_file=json,
                 top_k=top_k,
                 with_map=not no_map,
+                segments=segments,
                 skip_damaged=options.skip_damaged,
             )
             return

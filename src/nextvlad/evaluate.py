@@ -192,9 +192,10 @@ def check_scored(result: dict[str, float | int | None], data: Sequence[str]) -> 
 def print_table(result: dict[str, float | int | None], top_k: int) -> None:
     """The metrics for people, on standard output."""
     segments = "num_segments" in result
-    title = f"{result['num_videos']:,} videos"
     if segments:
         title = f"{result['num_segments']:,} segments, {result['num_ratings']:,} ratings"
+    else:
+        title = f"{result['num_videos']:,} videos"
     table = Table(title=title, title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")

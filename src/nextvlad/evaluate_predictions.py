@@ -25,8 +25,9 @@ from nextvlad.inference import tell_damage
 from nextvlad.metrics import MetricAccumulator
 from nextvlad.metrics.lists import RankedLists
 from nextvlad.metrics.ranking import DEFAULT_TOP_K
-from nextvlad.predictions import Prediction, read_predictions
+from nextvlad.predictions import Prediction, detect, read_predictions
 from nextvlad.predictions.row import MAX_CLASSES
+from nextvlad.predictions.segment_files import remarks, score_segment_file
 from nextvlad.progress import ProgressBar, say
 
 _VIDEOS_A_BATCH = 1024
@@ -51,7 +52,8 @@ class Labels:
 
     def add(self, video_id: str, classes: Sequence[int]) -> None:
         """One more video. Raises RecordError if it is there already, or a class is out of range."""
-        if self.number_of.setdefault(video_id, len(self)) != len(self) - 1:
+        number = len(self)
+        if self.number_of.setdefault(video_id, number) != number:
             raise RecordError(f"video {video_id} a second time in the data; predictions name videos by id.")
         wrong = [label for label in classes if not 0 <= label < MAX_CLASSES]
         if wrong:
@@ -92,21 +94,26 @@ def evaluate_predictions(
     json_file: Path | None = None,
     top_k: int | None = None,
     with_map: bool = True,
+    segments: bool = False,
     skip_damaged: bool = False,
 ) -> dict[str, float | int | None]:
     """`nextvlad evaluate --predictions`: prints the table, writes the JSON file, returns the metrics.
 
+    A file of segments (Kaggle 2019, `Class,Segments`) is known by its content and scored as one.
+
     Args:
-        predictions: a file that `nextvlad.predictions.read_predictions` reads.
+        predictions: a file that `nextvlad.predictions.read_predictions` reads, or of segments.
         data: files, folders, globs or .list files, with labels; frames are not read.
         json_file: where the metrics go as well.
         top_k: classes kept a video for GAP, 1 or more; None: 20.
         with_map: also the untruncated mAP, where every list holds every class.
+        segments: refuse any file but one of segments.
         skip_damaged: leave out damaged records of the data.
 
     Returns:
         num_videos (of the data), gap, hit_at_one, perr, map (None unless the file lists every class of every
-        video), map_at_k, loss (None), top1, top5.
+        video), map_at_k, loss (None), top1, top5; for segments as
+        `nextvlad.predictions.segment_files.score_segment_file`.
 
     Raises:
         NextvladError: as its message says; DataError where no prediction is of a video of the data.
@@ -115,6 +122,12 @@ def evaluate_predictions(
         raise UsageError(f"--top-k: got {top_k}, wanted 1 or more.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("prediction files are scored in one process; start it without torchrun.")
+    if detect(predictions) == "segments":
+        return _evaluate_segments(predictions, data, json_file, top_k, skip_damaged)
+    if segments:
+        raise UsageError(
+            f"--segments: {predictions} is a file of videos; wanted one of segments, `Class,Segments`."
+        )
     kept = DEFAULT_TOP_K if top_k is None else top_k
     rows = read_predictions(predictions)
     first = next(rows, None)  # what is no prediction file is told before the data is read
@@ -131,6 +144,23 @@ def evaluate_predictions(
     check_scored(result, data)
     _tell(coverage, predictions, kept, complete=result["map"] is not None)
     print_table(result, kept)
+    if json_file is not None:
+        write_json(json_file, result)
+    return result
+
+
+def _evaluate_segments(
+    predictions: Path, data: Sequence[str], json_file: Path | None, top_k: int | None, skip_damaged: bool
+) -> dict[str, float | int | None]:
+    """The score of a file of segments, printed and written."""
+    if top_k is not None:
+        raise UsageError(f"--top-k: {predictions} is a file of segments, which lists no labels of videos.")
+    damage: list[RecordError] = []
+    result = score_segment_file(predictions, data, on_damage=damage.append if skip_damaged else None)
+    tell_damage(damage)
+    for remark in remarks(result):
+        say(remark)
+    print_table(result, 0)
     if json_file is not None:
         write_json(json_file, result)
     return result
