@@ -64,7 +64,7 @@ def ensemble(
 
     with closing(rows()) as averaged:
         count = write_predictions(out, averaged, names, keep_partial=False)
-    say(f"{count:,} videos, the mean of {len(files)} files -> {out}")
+    say(f"{count:,} video{'s' if count != 1 else ''}, the mean of {len(files)} files -> {out}")
     return count
 
 
