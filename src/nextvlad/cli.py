@@ -21,7 +21,7 @@ Usage: nextvlad VERB ...        (nextvlad VERB --help explains a verb)
   demo       the whole job on embedded data, in about a minute on a CPU
   check      look at a data set and verify every record of it
   train      train or fine-tune a model
-  evaluate   Hit@1, PERR, GAP and mAP of a checkpoint, or of a file of predictions
+  evaluate   Hit@1, PERR, GAP and mAP of a checkpoint or a file of predictions
   predict    the best labels of each video: .jsonl, .csv, .parquet or .pkl file
   ensemble   the weighted mean of prediction files of any systems
   import     a checkpoint of PaddleVideo or TensorFlow becomes one of ours
@@ -35,6 +35,7 @@ A CHECKPOINT is the folder of a run, or one of the checkpoints inside it.
   nextvlad train audioset --data.train 'bal*' --data.valid 'eval*' --out runs/a
   nextvlad evaluate runs/a 'eval*'
   nextvlad predict runs/a 'eval*' --out predictions.jsonl
+  nextvlad predict runs/s 'test*' --segments --out segments.csv
 
 Exit status: 0 done, 1 the data is at fault, 2 the call is at fault.
 """

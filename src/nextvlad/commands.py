@@ -180,9 +180,9 @@ def _evaluate(arguments: list[str]) -> int:
         segments: bool = False,
         options: _Options = _DEFAULTS,
     ) -> None:
-        """Hit@1, PERR, GAP and mAP, exact over all of the labelled data: of a checkpoint, or of a file.
+        """Hit@1, PERR, GAP and mAP of a checkpoint or a file, exact over the whole data.
 
-        The file, --predictions FILE --data DATA..., is one of predictions by any system.
+        The file, --predictions FILE --data DATA..., is of predictions by any system.
 
         Args:
             checkpoint: Folder of a run (its best checkpoint is taken) or of one checkpoint.
@@ -241,7 +241,7 @@ def _predict(arguments: list[str]) -> int:
         max_segments: _Count = None,
         options: _Options = _DEFAULTS,
     ) -> None:
-        """The best labels of each video, into one file; or the best segments of each label.
+        """The best labels of each video (or segments of each label), into one file.
 
         Args:
             checkpoint: Folder of a run (its best checkpoint is taken) or of one checkpoint.

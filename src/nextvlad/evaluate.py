@@ -25,7 +25,7 @@ from nextvlad.progress import ProgressBar
 _ROWS = {
     "segment_map": (
         f"MAP@{SEGMENTS_A_CLASS:,}",
-        "average precision of a label's rated videos, mean over labels",
+        "average precision a label, among rated videos",
     ),
     "gap": ("GAP@{k}", "precision over all videos' {k} best labels pooled"),
     "hit_at_one": ("Hit@1", "videos whose best label is right"),
