@@ -88,6 +88,11 @@ def test_odd_rows_in_every_format_whatever_its_name(tmp_path: Path, suffix: str,
     assert list(read_predictions(path.rename(tmp_path / name.format(path.name)))) == ROWS
 
 
+def test_empty_text(tmp_path: Path) -> None:
+    for content in (b"", gzip.compress(b""), b"VideoId,LabelConfidencePairs"):
+        assert rows_of(content, tmp_path) == []
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_file_of_no_rows(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"x{suffix}"
@@ -251,6 +256,8 @@ def test_other_columns_of_parquet_do_not_matter(tmp_path: Path) -> None:
         (b"\x00" * 100, r"begins with b'.x00.*wanted JSON Lines, a Kaggle CSV, Parquet"),
         ("VideoId;LabelConfidencePairs\n", r"begins with b'VideoId;"),
         (" \n\n", r"nothing but blank lines"),
+        (gzip.compress(pickle.dumps([])), r"a pickle file inside gzip; unpack it first"),
+        (gzip.compress(b"PAR1"), r"a parquet file inside gzip; unpack it first"),
         (b"PAR1 and rubbish", r"row 0 or after it: not readable as Parquet"),
         (pickle.dumps({"a": 1}), r"holds a dict, wanted a list"),
         (pickle.dumps([("a", [0.5], [1])])[:-5], r"cut short or damaged"),

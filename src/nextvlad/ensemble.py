@@ -118,7 +118,7 @@ def aligned(files: Sequence[Path]) -> Iterator[list[Prediction]]:
 
 
 class _Ahead:
-    """One file, and those of its rows that were read before their turn; 16 bytes a class and 300 a row."""
+    """One file, and those of its rows that were read before their turn; 12 bytes a class and 400 a row."""
 
     def __init__(self, file: Path, rows: Iterator[Prediction]) -> None:
         self.file, self.rows = file, rows

@@ -1,8 +1,8 @@
 """Scoring a prediction file of any system against labelled data, exactly, without a model.
 
 The labels are kept in memory, the predictions pass by as a stream: about 200 bytes a video of the data for
-its id, number and labels, and 6 bytes a kept class for the metrics. A million videos at 20 classes take
-roughly 400 MB, whatever the size of the prediction file.
+its id, number and labels, and 6 bytes a kept class for the metrics, twice that where they grow and are
+sorted. Measured: 1.1 million videos at 20 classes peak at 0.9 GB, 0.2 of it Python and torch.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ import numpy as np
 from nextvlad.errors import DataError, UsageError
 from nextvlad.predictions.binary_rows import parquet_rows, pickle_rows
 from nextvlad.predictions.row import BadRow, Prediction, ranked
-from nextvlad.predictions.text_rows import Row, head_of, is_kaggle_header, json_rows, kaggle_rows
+from nextvlad.predictions.text_rows import Row, head_of, is_gzip, is_kaggle_header, json_rows, kaggle_rows
 
 Format = Literal["json", "kaggle", "parquet", "pickle", "segments"]
 
@@ -52,16 +52,17 @@ def detect(path: Path) -> Format:
     if path.exists() and not path.is_file():
         raise UsageError(f"{path}: is no regular file; {_WANTED}.")
     head = head_of(path, _HEAD_BYTES)
-    if head.startswith(b"PAR1"):
-        return "parquet"
-    if head.startswith(_PICKLES):
-        return "pickle"
+    if head.startswith((b"PAR1", *_PICKLES)):
+        kind: Format = "parquet" if head.startswith(b"PAR1") else "pickle"
+        if is_gzip(path):
+            raise DataError(f"{path}: a {kind} file inside gzip; unpack it first.")
+        return kind
     for starts, what in _KNOWN.items():
         if head.startswith(starts):
             raise DataError(f"{path}: {what}. {_WANTED[0].upper()}{_WANTED[1:]}.")
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not text:
-        if head or path.stat().st_size:
+        if head:
             raise DataError(f"{path}: nothing but blank lines; {_WANTED}.")
         return "json" if path.suffix == ".jsonl" else "kaggle"
     if text.startswith(b"{"):

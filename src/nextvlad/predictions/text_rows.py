@@ -56,6 +56,12 @@ def open_text(path: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path, "rb"))
 
 
+def is_gzip(path: Path) -> bool:
+    """Does a file begin like gzip?"""
+    with path.open("rb") as file:
+        return file.read(2) == _GZIP
+
+
 def head_of(path: Path, size: int) -> bytes:
     """The first bytes of a file, decompressed where it begins like gzip."""
     with open_text(path) as file, _Reading(path, "its beginning"):
