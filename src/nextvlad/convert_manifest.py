@@ -111,7 +111,8 @@ class Manifest:
                     os.unlink(self.path)
                     if self._made_folder:
                         os.rmdir(self.folder)
-            self._file.close()
+            with suppress(OSError):  # of a full disk again, after the error that told of it
+                self._file.close()
 
     def _lock(self) -> None:
         try:
@@ -178,7 +179,8 @@ def check_same(folder: str, old: Plan, new: Plan) -> None:
     changed = next((name for name in before if name in now and before[name] != now[name]), None)
     if changed is not None:
         then, today = before[changed].num_bytes, now[changed].num_bytes
-        difference = f"{changed} has changed since ({then:,} bytes then, {today:,} now)"
+        sizes = f"{then:,} bytes then, {today:,} now" if then != today else "as long as before"
+        difference = f"{changed} has changed since ({sizes})"
     else:
         missing, added = sorted(before.keys() - now.keys()), sorted(now.keys() - before.keys())
         difference = "; ".join(
@@ -219,5 +221,5 @@ def _plan(values: dict[str, Any]) -> Plan:
 
 
 def _converted(values: dict[str, Any]) -> Converted:
-    outputs = [(str(name), int(size)) for name, size in values.pop("outputs")]
-    return Converted(outputs=outputs, **values)
+    outputs = [(str(name), int(size)) for name, size in values["outputs"]]
+    return Converted(**{**values, "outputs": outputs})
