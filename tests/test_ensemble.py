@@ -162,12 +162,20 @@ def test_files_that_do_not_belong_together(tmp_path: Path, one: str, other: str,
     assert sorted(os.listdir(tmp_path)) == ["1.csv", "2.csv", "out.jsonl"]
 
 
+def test_a_single_file_is_converted_whole(tmp_path: Path) -> None:
+    scores = {"v": {label: 1 / (label + 1) for label in range(30)}, "w": {3: 0.25}}
+    source = write(tmp_path / "a.jsonl", scores)
+    assert ensemble([source], out=tmp_path / "b.pkl") == 2
+    assert list(read_predictions(tmp_path / "b.pkl")) == list(read_predictions(source))
+    assert len(next(read_predictions(tmp_path / "b.pkl")).labels) == 30
+
+
 def test_calls_that_are_refused(tmp_path: Path) -> None:
     a, b = (write(tmp_path / name, {"v": {1: 0.5}}) for name in ("a.csv", "b.csv"))
     out = tmp_path / "out.csv"
     for files, options, message in [
-        ([a], {}, r"got 1 file, wanted two or more"),
-        ([], {}, r"got 0 files"),
+        ([], {}, r"ensemble: no FILE given"),
+        ([a], {"weights": [1, 2]}, r"--weights: got 2, wanted one for each of the 1 files"),
         ([a, b], {"weights": [1]}, r"--weights: got 1, wanted one for each of the 2 files"),
         ([a, b], {"weights": [1, -1]}, r"--weights: got 1 -1; wanted finite numbers, 0 or more"),
         ([a, b], {"weights": [1, float("nan")]}, r"--weights: got 1 nan; wanted"),
@@ -245,7 +253,7 @@ def test_the_command(tmp_path: Path) -> None:
     ("arguments", "status", "message"),
     [
         (["a.csv", "b.csv", "--out", "out.csv", "--weights", "1", "-1"], 2, "--weights: got 1 -1; wanted"),
-        (["a.csv", "--out", "out.csv"], 2, "ensemble: got 1 file, wanted two or more"),
+        (["--out", "out.csv"], 2, "ensemble: no FILE given"),
         (["a.csv", "b.csv", "--out", "out.csv"], 1, "b.csv: no video v, which a.csv has"),
         (["a.csv", "none.csv", "--out", "out.csv"], 2, "none.csv: no such file"),
     ],

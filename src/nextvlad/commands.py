@@ -281,13 +281,15 @@ def _ensemble(arguments: list[str]) -> int:
         top_k: _Count = None,
         vocabulary: _File = None,
     ) -> None:
-        """The weighted mean of two or more prediction files of the same videos, into one file.
+        """The weighted mean of prediction files of the same videos, into one file.
+
+        Of a single file: the same predictions in another format.
 
         Args:
             files: Prediction files of any systems: JSON Lines, Kaggle CSV, Parquet, Paddle pickle.
             out: By its suffix: .jsonl, .csv (Kaggle 2018), .parquet or .pkl (Paddle v1.5.1).
             weights: One a file, in the same order; equal ones if not given.
-            top_k: Labels a video, best first; 20 if not given.
+            top_k: Labels a video, best first; 20, or all of a single file, if not given.
             vocabulary: CSV with class names, for .jsonl and .parquet.
         """
         from nextvlad.ensemble import ensemble as run

@@ -32,19 +32,21 @@ def ensemble(
     rows are held that come before their turn: none where the order is the same.
 
     Args:
-        files: two or more, of any formats that `nextvlad.predictions.read_predictions` reads.
+        files: one (which is then converted) or more, of any formats that
+            `nextvlad.predictions.read_predictions` reads.
         out: .jsonl, .csv, .parquet or .pkl; none of the files.
         weights: one a file, finite, 0 or more, not all 0; None: equal ones.
-        top_k: classes a video, 1 or more; None: 20.
+        top_k: classes a video, 1 or more; None: 20, or all that a single file lists.
         vocabulary: CSV with class names for .jsonl and .parquet.
 
     Raises:
         NextvladError: as its message says; DataError for a video that is not in all files. Nothing is
             written then.
     """
-    if len(files) < 2:
-        raise UsageError(f"ensemble: got {len(files)} file{'s' * (len(files) != 1)}, wanted two or more.")
+    if not files:
+        raise UsageError("ensemble: no FILE given; wanted prediction files to average, or one to convert.")
     shares = normalised(weights, len(files))
+    kept = top_k or (DEFAULT_TOP_K if len(files) > 1 else None)
     if top_k is not None and top_k < 1:
         raise UsageError(f"--top-k: got {top_k}, wanted 1 or more.")
     writer_for(out)
@@ -56,7 +58,7 @@ def ensemble(
     def rows() -> Generator[Prediction, None, None]:
         with ProgressBar("Averaging", total=None, unit="videos") as bar:
             for count, same_video in enumerate(aligned(files), 1):
-                row = weighted_mean(same_video, shares, top_k or DEFAULT_TOP_K)
+                row = weighted_mean(same_video, shares, kept)
                 _check_named(row, names, vocabulary)
                 yield row
                 if count % _VIDEOS_A_STEP == 0:
@@ -64,7 +66,8 @@ def ensemble(
 
     with closing(rows()) as averaged:
         count = write_predictions(out, averaged, names, keep_partial=False)
-    say(f"{count:,} video{'s' if count != 1 else ''}, the mean of {len(files)} files -> {out}")
+    source = f"the mean of {len(files)} files" if len(files) > 1 else str(files[0])
+    say(f"{count:,} video{'s' if count != 1 else ''}, {source} -> {out}")
     return count
 
 
@@ -89,8 +92,8 @@ def normalised(weights: Sequence[float] | None, num_files: int) -> list[float]:
     return [weight / largest / total for weight in given]
 
 
-def weighted_mean(rows: Sequence[Prediction], shares: Sequence[float], top_k: int) -> Prediction:
-    """The mean of one video's rows, its `top_k` best classes, of equal scores the lower class first.
+def weighted_mean(rows: Sequence[Prediction], shares: Sequence[float], top_k: int | None) -> Prediction:
+    """The mean of one video's rows, its best classes (None: all), of equal scores the lower class first.
 
     >>> rows = [Prediction("v", [1, 2], [0.5, 0.25]), Prediction("v", [2], [0.75])]
     >>> weighted_mean(rows, [0.5, 0.5], 20)
