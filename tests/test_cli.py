@@ -106,6 +106,8 @@ def test_help_needs_no_torch_and_names_the_options() -> None:
         "train --help": ["RECIPE", "yt8m_paper", "audioset_tuned", "small", "--data.train", "--out"],
         "train small --help": ["--out RUN", "--init CHECKPOINT", "--resume ", "--optim.lr FLOAT", "--epochs",
                                "--data.train DATA...", "--model.streams NAME:SIZE...", "--steps INT|None"],
+        "convert --help": ["DATA...", "--out DIR", "--to {auto,tfrecord,pickle}", "--videos-per-file INT",
+                           "--workers INT", "--skip-damaged", "--compression {none,gzip,zlib}"],
         "evaluate --help": ["CHECKPOINT DATA...", "--json FILE", "--top-k INT", "--no-map", "--batch-size",
                             "--max-frames INT", "--workers", "--device", "--precision", "--skip-damaged"],
         "predict --help": ["CHECKPOINT DATA...", "--out FILE", "--top-k INT", "--vocabulary FILE", ".parquet",

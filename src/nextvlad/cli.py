@@ -27,7 +27,8 @@ Usage: nextvlad VERB ...        (nextvlad VERB --help explains a verb)
   import     a checkpoint of PaddleVideo or TensorFlow becomes one of ours
   convert    PaddleVideo's data pickles become TFRecord files, and back
 
-DATA is files, directories, quoted globs, or .list files with one path a line.
+DATA is files, directories, quoted globs, or .list files with one path a line;
+files are TFRecords or PaddleVideo's pickles.
 A CHECKPOINT is the folder of a run, or one of the checkpoints inside it.
 
   nextvlad demo
