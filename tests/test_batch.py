@@ -143,15 +143,15 @@ def test_pinned_batches_are_equal() -> None:
     [
         (
             record("x", rgb=frames(2, 3)),
-            "video x: stream rgb has 3 values a frame, wanted 4. Take data of that size, or a model with "
-            "--model.streams rgb:3.",
+            "video x: stream rgb has 3 values a frame, wanted 4. Take data of that size, or train a model "
+            "with --model.streams rgb:3.",
         ),
-        (record("x", (0, 3), rgb=frames(1, 4)), "video x: label 3, wanted 0..2 for 3 classes. Take the"),
+        (record("x", (0, 3), rgb=frames(1, 4)), "video x: label 3, wanted 0..2 for 3 classes. Take"),
         (record("x", (-1,), rgb=frames(1, 4)), "video x: label -1, wanted 0..2"),
         (
             record("x", a=frames(1, 128), b=frames(1, 64)),
-            "video x: found streams a (128), b (64); the model wants rgb (4), audio (2). Name the streams of "
-            "this data with --model.streams a:128 b:64, or take data that has the wanted ones.",
+            "video x: found streams a (128), b (64); the model wants rgb (4), audio (2). Take data that has "
+            "them, or train a model of these with --model.streams a:128 b:64.",
         ),
         (record("x", rgb=frames(1, 4), sound=frames(1, 2)), "found streams rgb (4), sound (2); the model"),
         (record("x", rgb=frames(1, 4).astype(np.int64)), "stream rgb holds int64, wanted bytes (uint8) or"),

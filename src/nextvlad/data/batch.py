@@ -161,7 +161,8 @@ def find_fault(record: VideoRecord, streams: Sequence[StreamConfig], num_classes
         elif len(values) and values.shape[1] != stream.size:
             return (
                 f"stream {stream.name} has {values.shape[1]} values a frame, wanted {stream.size}. "
-                f"Take data of that size, or a model with --model.streams {stream.name}:{values.shape[1]}."
+                "Take data of that size, or train a model with "
+                f"--model.streams {stream.name}:{values.shape[1]}."
             )
         elif values.dtype != np.uint8 and values.dtype != np.float32:
             return f"stream {stream.name} holds {values.dtype}, wanted bytes (uint8) or float32."
@@ -171,9 +172,8 @@ def find_fault(record: VideoRecord, streams: Sequence[StreamConfig], num_classes
     if labels and (min(labels) < 0 or max(labels) >= num_classes):
         wrong = next(label for label in labels if not 0 <= label < num_classes)
         return (
-            f"label {wrong}, wanted 0..{num_classes - 1} for {num_classes} classes. Take the vocabulary "
-            "that belongs to this data (--data.vocabulary), or a model with more classes "
-            "(--model.num-classes)."
+            f"label {wrong}, wanted 0..{num_classes - 1} for {num_classes} classes. Take data with the "
+            "labels of this model, or train one with the vocabulary of this data (--data.vocabulary)."
         )
     return None
 
@@ -184,8 +184,8 @@ def _wrong_names(record: VideoRecord, streams: Sequence[StreamConfig]) -> str:
     wanted = ", ".join(f"{stream.name} ({stream.size})" for stream in streams)
     option = " ".join(f"{name}:{sizes.get(name, 'SIZE')}" for name in record.stream_names)
     return (
-        f"found streams {found}; the model wants {wanted}. Name the streams of this data with "
-        f"--model.streams {option}, or take data that has the wanted ones."
+        f"found streams {found}; the model wants {wanted}. Take data that has them, or train a model of "
+        f"these with --model.streams {option}."
     )
 
 
