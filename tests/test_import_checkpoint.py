@@ -7,6 +7,7 @@ import pickle
 import re
 import shutil
 import tarfile
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from nextvlad.data.tfrecord import RecordWriter
 from nextvlad.data.video_record import VideoRecord, serialize_video_record
 from nextvlad.errors import CheckpointError, UsageError
 from nextvlad.import_checkpoint import import_checkpoint
+from nextvlad.models.inputs import read_whitening_factors
 from nextvlad.models.mixture import Mixture
 from nextvlad.recipes import RECIPES
 from nextvlad.train import train
@@ -418,3 +420,61 @@ def test_cut_at_many_lengths(golden: Path, tmp_path: Path, mixture: Mixture, kin
         with pytest.raises(CheckpointError, match=re.escape(path.name)):
             import_checkpoint(source, tmp_path / "ours")
         assert not (tmp_path / "ours").exists()
+
+
+def pickled(folder: Path, golden: Path, **changed: np.ndarray[Any, Any]) -> Path:
+    """A real pickle of Paddle with some variables replaced."""
+    path = folder / "changed.pdparams"
+    content = pickle.loads((golden / "paddle" / "v1.8_pickle.pdparams").read_bytes(), encoding="latin1")
+    path.write_bytes(pickle.dumps(content | changed, protocol=2))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("logits_clf_bias", np.full(50, 1e300), "logits_clf_bias holds values that are not finite"),
+        ("batch_norm_4.w_2", np.full(64, -0.5, np.float32), "batch_norm_4.w_2 holds -0.5, wanted 0 or more"),
+        ("eigen_param", np.full(1024, np.nan, np.float32), "eigen_param holds nan to nan"),
+        (
+            "eigen_param",
+            np.zeros(1024, np.float32),
+            "eigen_param holds 0 to 0, wanted finite numbers above 0",
+        ),
+        ("eigen_param", np.full(1024, 1e300), "eigen_param holds"),
+    ],
+)
+def test_values_that_no_trained_model_has(
+    golden: Path, tmp_path: Path, name: str, value: np.ndarray[Any, Any], message: str
+) -> None:
+    source = pickled(tmp_path, golden, **{name: value})
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        import_checkpoint(source, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_eigenvalues_that_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "eigenvals.npy"
+    for values in (np.full(8, np.inf), np.full(8, 1e300), np.zeros(8), np.ones(8, complex), np.ones(7)):
+        np.save(path, values)
+        with pytest.raises(UsageError, match=r"eigenvals\.npy"):
+            read_whitening_factors(path, 8)
+    whole = path.read_bytes()
+    for place in range(6, len(whole)):
+        path.write_bytes(whole[:place] + b"((" + whole[place + 2 :])
+        with suppress(UsageError):
+            read_whitening_factors(path, 7)
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000,), }".ljust(117) + b"\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00v\x00" + header)
+    with pytest.raises(UsageError, match=r"eigenvals\.npy: cannot be read as a .npy array"):
+        read_whitening_factors(path, 8)
+
+
+def test_a_device_and_an_enormous_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="/dev/zero: a device, wanted a file or folder"):
+        import_checkpoint(Path("/dev/zero"), tmp_path / "ours")
+    path = tmp_path / "sparse"
+    path.touch()
+    os.truncate(path, 1 << 36)
+    with pytest.raises(CheckpointError, match="sparse: 68,719,476,736 bytes, more than any NeXtVLAD has"):
+        import_checkpoint(path, tmp_path / "ours")

@@ -270,6 +270,17 @@ def test_archive_bomb(tmp_path: Path) -> None:
         read_paddle(path)
 
 
+def test_archive_with_a_million_extended_attributes(tmp_path: Path) -> None:
+    records = b"10 a=bbbb\n" * (1 << 20)
+    header = tar_member("extended", tarfile.XHDTYPE)
+    header.size = len(records)
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.addfile(header, io.BytesIO(records))
+        archive.addfile(tar_member("nothing"))
+    with pytest.raises(CheckpointError, match=r"x\.tar/nothing: no Paddle checkpoint"):  # soon, above all
+        read_paddle(tmp_path / "x.tar")
+
+
 def test_damaged_archives(tmp_path: Path, weights: dict[str, np.ndarray]) -> None:
     write_folder(tmp_path / "run", weights)
     path = tmp_path / "x.tgz"

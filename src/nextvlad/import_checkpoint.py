@@ -26,7 +26,7 @@ from nextvlad.importers.tensorflow_files import (
     is_tensorflow_checkpoint,
     read_tensorflow,
 )
-from nextvlad.models.inputs import Preprocessing, read_whitening_factors
+from nextvlad.models.inputs import MOST_FACTOR, Preprocessing, read_whitening_factors
 from nextvlad.models.mixture import Mixture
 from nextvlad.models.nextvlad import NeXtVLAD
 from nextvlad.progress import say
@@ -148,6 +148,11 @@ def _read_paddle(source: Path) -> _Found:
                 f"{source}: {_EIGEN} is {eigen.dtype} {list(eigen.shape)}, wanted floats [{size}]."
             )
         factors = eigen.astype(np.float64)
+        if not ((factors > 0) & (factors < MOST_FACTOR)).all():
+            raise CheckpointError(
+                f"{source}: {_EIGEN} holds {factors.min():g} to {factors.max():g}, wanted finite numbers "
+                "above 0. The file is damaged; copy it again."
+            )
     return _Found(f"Paddle ({paddle.kind})", imported, factors, shapes, paddle.ignored)
 
 

@@ -204,17 +204,24 @@ def _take(arrays: Arrays, pair: Pair, where: str) -> NDArray[np.float32]:
             f"{where}: variable {name} is {array.dtype} {list(array.shape)}; "
             f"wanted floats of {_DIMS[layout]} dimension(s)."
         )
-    if not np.isfinite(array).all():
+    with np.errstate(over="ignore"):  # of 64 bits, beyond what 32 can hold
+        values = array.astype(np.float32)
+    if not np.isfinite(values).all():
         raise CheckpointError(
             f"{where}: variable {name} holds values that are not finite: this training had diverged."
         )
+    if pair.ours.endswith(".running_var") and values.min() < 0:
+        raise CheckpointError(
+            f"{where}: variable {name} holds {values.min():g}, wanted 0 or more, as it is a variance. The "
+            "file is damaged."
+        )
     if layout == "[1] centers":
-        if array.shape[0] != 1:
+        if values.shape[0] != 1:
             raise CheckpointError(
-                f"{where}: variable {name} has shape {list(array.shape)}, wanted [1, E/G, K]."
+                f"{where}: variable {name} has shape {list(values.shape)}, wanted [1, E/G, K]."
             )
-        array = array[0]
-    return np.ascontiguousarray(array.T if layout in ("matrix", "[1] centers") else array, dtype=np.float32)
+        values = values[0]
+    return np.ascontiguousarray(values.T if layout in ("matrix", "[1] centers") else values)
 
 
 def _config_of(tensors: Mapping[str, NDArray[np.float32]], where: str, **variant: Any) -> NeXtVLADConfig:

@@ -28,6 +28,7 @@ from nextvlad.importers.wire import number, read_fields
 
 _DTYPES = {0: "|b1", 1: "<i2", 2: "<i4", 3: "<i8", 4: "<f2", 5: "<f4", 6: "<f8", 20: "|u1", 21: "|i1"}
 _MAX_DIMS = 8
+_MAX_FILE_BYTES = 16 << 30
 
 Kind = Literal["folder", "stream", "pickle"]
 
@@ -80,6 +81,12 @@ def read_paddle(source: Path) -> PaddleCheckpoint:
 
 def _read_bytes(path: Path) -> bytes:
     try:
+        if path.is_char_device():  # /dev/zero has no end
+            raise CheckpointError(f"{path}: a device, wanted a file or folder of a Paddle checkpoint.")
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise CheckpointError(
+                f"{path}: {path.stat().st_size:,} bytes, more than any NeXtVLAD has. It is something else."
+            )
         return path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}.") from error

@@ -110,16 +110,16 @@ def _header_name(header: bytes) -> str:
 
 def _pax_path(raw: bytes) -> str:
     """The `path` among the records `LENGTH KEY=VALUE` and a line end."""
-    path = ""
-    while raw:
-        digits, _, rest = raw.partition(b" ")
+    path, position = "", 0
+    while position < len(raw):
+        digits = raw[position : position + 10].split(b" ", 1)[0]
         length = int(digits) if digits.isdigit() and len(digits) < 10 else 0
-        record = rest[: max(length - len(digits) - 1, 0)]
+        record = raw[position + len(digits) + 1 : position + length]
         if not record.endswith(b"\n"):
             break
         if record.startswith(b"path="):
             path = _text(record[5:-1])
-        raw = raw[length:]
+        position += length
     return path
 
 

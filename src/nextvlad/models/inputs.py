@@ -6,7 +6,9 @@ Letters: B videos, N frames of all videos of a batch one after another, D input 
 from __future__ import annotations
 
 from pathlib import Path
+from tokenize import TokenError
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -18,6 +20,14 @@ from nextvlad.errors import UsageError
 QUANTISATION_STEP = 4.0 / 255.0
 """A byte q stands for q x 4/255 + 4/512 - 2 (YouTube-8M's quantiser, range [-2, 2])."""
 QUANTISATION_SHIFT = 4.0 / 512.0 - 2.0
+
+_NO_ARRAY = (  # all that np.load raises on damaged files
+    *(OSError, ValueError, EOFError, SyntaxError, TokenError),
+    *(MemoryError, RecursionError, OverflowError, TypeError, KeyError, BadZipFile),
+)
+
+MOST_FACTOR = 1e30
+"""Whitening factors are below this, so that what they multiply stays finite; real ones are below 10."""
 
 
 class Mixup(NamedTuple):
@@ -104,10 +114,15 @@ def read_whitening_factors(path: Path, size: int) -> NDArray[np.float64]:
         UsageError: not a .npy file, or too few or non-positive values.
     """
     try:
-        values = np.asarray(np.load(path, allow_pickle=False), dtype=np.float64).ravel()
-    except (OSError, ValueError, EOFError) as error:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.ndarray) or loaded.dtype.kind not in "fiu":
+            raise ValueError("it holds no numbers, or several arrays")
+        values = loaded.astype(np.float64).ravel()
+    except _NO_ARRAY as error:
         raise UsageError(f"{path}: cannot be read as a .npy array ({error}).") from error
-    if len(values) < size or not (values[:size] > 0).all():
-        raise UsageError(f"{path}: {len(values)} values; wanted at least {size} positive eigenvalues.")
+    if len(values) < size or not ((values[:size] > 0) & (values[:size] < MOST_FACTOR)).all():
+        raise UsageError(
+            f"{path}: {len(values)} values; wanted at least {size} eigenvalues, finite and positive."
+        )
     factors: NDArray[np.float64] = np.sqrt(values[:size]) + 1e-4
     return factors
