@@ -201,7 +201,7 @@ def test_other_keys_are_kept(tmp_path: Path) -> None:
         (video(label="cat"), "label is 'cat', wanted a list of class indices"),
         (video(label=[0.5]), r"label is \[0.5\], wanted"),
         (video(label=[True]), r"label is \[True\], wanted"),
-        (video(label=np.zeros((2, 2), np.int64)), r"label is \[\[0, 0\], \[0, 0\]\], wanted"),
+        (video(label=np.zeros((3, 0), np.int64)), r"label is an array of shape \[3, 0\], wanted"),
         (video(label=[1 << 63]), r"label is \[9223372036854775808\], wanted"),
     ],
 )

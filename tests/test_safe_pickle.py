@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import io
 import os
 import pickle
+import pickletools
 import struct
 import tracemalloc
 from pathlib import Path
@@ -16,6 +18,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from nextvlad.data.pickle_machine import Machine
+from nextvlad.data.pickle_values import Refused
 from nextvlad.data.safe_pickle import as_text, count, load, loads, stream
 from nextvlad.errors import DataError, RecordError, UsageError
 
@@ -341,10 +345,72 @@ def test_bytes_encoded_again_and_again() -> None:
 @pytest.mark.parametrize("raw", [b"(l" * 100_000, b"]" * 100_000, b"(" * 100_000, b"N" + b"\x85" * 100_000])
 def test_deep_nesting(raw: bytes) -> None:
     for end in (b"", b"a" * 99_999 + b".", b"t" * 99_999 + b".", b"."):
-        with pytest.raises(DataError, match=r"nested more than 32 deep|damaged|cut short"):
+        with pytest.raises(
+            DataError, match=r"nested more than 32 deep|damaged|cut short|as in a pickle bomb"
+        ):
             loads(raw + end, where="x")
     with pytest.raises(DataError, match="nested more than 32 deep"):
         loads(b"]" * 50 + b"a" * 49 + b".", where="x")
+
+
+@pytest.mark.parametrize("body", [b"]", b"}", b")", b"N\x85", b"N\x94", b"]\x94"])
+def test_many_values_of_a_byte_or_two_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    monkeypatch.setattr("nextvlad.data.pickle_machine._ALLOWANCE", 100)
+    raw = b"\x80\x04](" + body * (20_000 // len(body)) + b"e."
+    (tmp_path / "a.pkl").write_bytes(raw)
+    for read in (lambda: loads(raw, where="x"), lambda: list(stream(tmp_path / "a.pkl"))):
+        tracemalloc.start()
+        with pytest.raises(DataError, match="as in a pickle bomb"):
+            read()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 40 * len(raw)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_rows_of_the_fewest_bytes_are_no_bomb(monkeypatch: pytest.MonkeyPatch, protocol: int) -> None:
+    monkeypatch.setattr("nextvlad.data.pickle_machine._ALLOWANCE", 100)
+    rows = [(f"{number:x}", [0.5], [number]) for number in range(2000)]
+    raw = pickle.dumps(rows, protocol)
+    assert loads(raw, where="x") == rows
+    assert loads(pickletools.optimize(raw), where="x") == rows
+
+
+def test_one_unfinished_array_built_often_takes_linear_time() -> None:
+    looked_up = 0
+
+    class Memo(dict[int, Any]):
+        def get(self, key: int, default: Any = None) -> Any:
+            nonlocal looked_up
+            looked_up += 1
+            return super().get(key, default)
+
+    count = 300
+    dtype = b"cnumpy\ndtype\n\x8c\x02u1K\x00K\x01\x87R(K\x03\x8c\x01|NNNK\x00K\x00K\x00tb"
+    raw = b"\x80\x02" + dtype + b"q\x01K\x01\x85q\x02C\x01aq\x03"
+    raw += b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
+    raw += b"".join(b"r" + struct.pack("<I", key) for key in range(10, 10 + count))
+    raw += b"j\x0a\0\0\0(" * count + b"N" + b"h\x02h\x01K\x00h\x03tb" * count + b"."
+    machine = Machine(io.BytesIO(raw), len(raw))
+    machine.memo = Memo()
+    with pytest.raises(Refused, match="values are left"):
+        machine.run()
+    assert looked_up < 5 * count
+
+
+def test_arrays_without_bytes_claim_no_rows_without_end() -> None:
+    assert loads(pickle.dumps(np.zeros((7, 0))), where="x").shape == (7, 0)
+    for shape in [(1 << 40, 0), (0, 1 << 21), (1 << 20, 0, 2)]:
+        with pytest.raises(DataError, match="too large to be true"):
+            loads(pickle.dumps(np.zeros(shape, np.uint8)), where="x")
+
+
+def test_halves_of_characters() -> None:
+    assert loads(b"V\\ud83d\\ude00\n.", where="x") == "\U0001f600"
+    with pytest.raises(DataError, match="text that is not raw-unicode-escape"):
+        loads(b"Va\\ud83d\n.", where="x")
 
 
 @pytest.mark.parametrize(
@@ -541,6 +607,25 @@ def test_a_stream_takes_the_memory_of_one_item(tmp_path: Path, protocol: int) ->
         tracemalloc.stop()
         # 600 kB an item; Python 3 writes bytes as text in protocol 2, which takes more while it is read.
         assert peak < (8_000_000 if protocol == 2 else 2_000_000)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_many_small_items_are_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int
+) -> None:
+    monkeypatch.setattr("nextvlad.data.safe_pickle._MOST_SMALL", 100)
+    path = tmp_path / "a.pkl"
+    rows: list[Any] = [(f"video {number:x}", [0.5], [number]) for number in range(6000)]
+    peaks = []
+    for size in (3000, 6000):
+        path.write_bytes(pickle.dumps(rows[:size], protocol))
+        tracemalloc.start()
+        for item in stream(path):
+            del item
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0]
+    assert streamed(path, pickle.dumps([*rows, rows[4000][0]], protocol)) == [*rows, "video fa0"]
 
 
 def test_counting_and_skipping_read_no_arrays(tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def _record(
     entries = {as_text(key): content for key, content in value.items()}
     video_id = as_text(entries.get("video"))
     if video_id is None:
-        found = ", ".join(str(key) for key in entries) or "none"
+        found = _names(entries) or "none"
         raise RecordError(f"no video id: wanted a text under the key video; the keys are {found}.", place)
     try:
         arrays = _arrays(entries)
@@ -228,8 +228,9 @@ def _arrays(entries: dict[str | None, Any]) -> dict[str, Any]:
     """What stands for frames, under our names, unchecked."""
     more = entries.get("streams")
     if "feature" not in entries and not isinstance(more, dict):
-        found = ", ".join(str(key) for key in entries)
-        raise RecordError(f"no frames: wanted an array under the key feature; the keys are {found}.")
+        raise RecordError(
+            f"no frames: wanted an array under the key feature; the keys are {_names(entries)}."
+        )
     arrays = {ours: entries[theirs] for theirs, ours in _STREAMS.items() if theirs in entries}
     if isinstance(more, dict):
         arrays |= {as_text(name) or str(name): content for name, content in more.items()}
@@ -269,7 +270,7 @@ def _labels(entries: dict[str | None, Any]) -> NDArray[np.int64]:
     values = entries.get("label")
     if values is None:
         return np.empty(0, np.int64)
-    if isinstance(values, np.ndarray):
+    if isinstance(values, np.ndarray) and values.ndim <= 1:
         values = values.tolist()
     if type(values) is int:
         values = [values]
@@ -303,6 +304,12 @@ def _values(content: Any) -> Values | None:
     if all(type(value) in (int, float) for value in values):
         return [float(value) for value in values]
     return None
+
+
+def _names(entries: dict[str | None, Any]) -> str:
+    """The first keys for a message."""
+    more = ", ..." if len(entries) > 12 else ""
+    return ", ".join(str(key)[:60] for key in list(entries)[:12]) + more
 
 
 def _shown(value: Any) -> str:

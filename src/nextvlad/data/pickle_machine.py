@@ -12,8 +12,9 @@ program names. Three ways to tame it were weighed:
   whose number must fit its shape and type (`nextvlad.data.pickle_values`). What is left over is refused by
   name.
 
-So the memory taken is bounded by the file's real size, and so is the result, walked in any way: nesting is
-at most 32 deep, nothing contains itself, and what the file refers to again counts again.
+So the memory taken is bounded by the file's real size (about 25 bytes a byte at worst: a list takes more
+than the byte that asks for it, so lists and remembered values are counted), and so is the result, walked in
+any way: nesting is at most 32 deep, nothing contains itself, and what the file refers to again counts again.
 All protocols (0 to 5), Python 2 and 3. `nextvlad.data.safe_pickle` has the functions to call.
 """
 
@@ -47,7 +48,9 @@ from nextvlad.data.pickle_values import (
 )
 
 _MAX_DEPTH = 32
-_SHARED_ALLOWANCE = 1 << 16
+_ALLOWANCE = 1 << 16  # of each limit, so that what is small is never refused
+_BYTES_A_CONTAINER = 6  # of the file; what Python writes has more, also in rows of a single score
+_BYTES_A_MEMORY = 4  # likewise, of a remembered value
 _SKIM_SIZE = 1 << 12
 _CONTAINERS = (list, dict, tuple, Arguments)
 STOP = b"."
@@ -70,9 +73,12 @@ class Machine:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
-        self.depths: dict[int, int] = {}  # by id, set anew whenever a container is made
+        self.next_key = 0  # of the memo, where the file leaves the number to us
+        self.depths: dict[int, int] = {}  # by id, of containers that hold others; settled anew for each
         self.fetched: set[int] = set()  # ids of containers in the memo that were used again
-        self.shared_left = 4 * end + _SHARED_ALLOWANCE
+        self.shared_left = 4 * end + _ALLOWANCE
+        self.containers_left = end // _BYTES_A_CONTAINER + _ALLOWANCE
+        self.most_remembered = end // _BYTES_A_MEMORY + _ALLOWANCE
         self.encoded_left = end
 
     def run(self) -> Any:
@@ -192,15 +198,21 @@ class Machine:
 
     def note_depth(self, container: Any, items: list[Any] | tuple[Any, ...]) -> None:
         """Records how deep a container nests, now that it holds these items too."""
-        inner = max((self.depths[id(item)] for item in items if type(item) in _CONTAINERS), default=0)
+        inner = max((self.depths.get(id(item), 1) for item in items if type(item) in _CONTAINERS), default=0)
         if inner + 1 > _MAX_DEPTH:
             raise Refused(f"nested more than {_MAX_DEPTH} deep, which no data of ours is.")
-        self.depths[id(container)] = max(inner + 1, self.depths.get(id(container), 1))
+        if inner and inner + 1 > self.depths.get(id(container), 1):
+            self.depths[id(container)] = inner + 1
 
     def make(self, container: Any, items: list[Any] | tuple[Any, ...] = ()) -> None:
         """Pushes a container that was just made of these items."""
-        self.depths[id(container)] = 1
-        self.fetched.discard(id(container))  # of one that is gone
+        self.containers_left -= 1
+        if self.containers_left < 0:
+            raise Refused(
+                "more lists, dictionaries and tuples than data of this size has, as in a pickle bomb."
+            )
+        self.depths.pop(id(container), None)  # of one that is gone
+        self.fetched.discard(id(container))
         self.note_depth(container, items)
         self.push(container)
 
@@ -248,9 +260,12 @@ class Machine:
         """Remembers the value on top."""
         value = self.pop()
         self.stack.append(value)
-        self.memo[key] = value
-        if isinstance(value, Unfinished):
+        if isinstance(value, Unfinished) and self.memo.get(key) is not value:
             value.memo_keys.append(key)
+        self.memo[key] = value
+        self.next_key = max(self.next_key, key + 1)
+        if len(self.memo) > self.most_remembered:
+            raise Refused("more values to remember than data of this size has, as in a pickle bomb.")
 
     def get(self, key: int) -> None:
         """Uses a remembered value again: bounded, so that what is small on disk stays small."""
@@ -258,7 +273,7 @@ class Machine:
             raise Refused(f"damaged: value {key} is used before it is there.")
         value = self.memo[key]
         if type(value) in _CONTAINERS:
-            if self.depths[id(value)] > 1:
+            if id(value) in self.depths:
                 raise Refused("a nested list or dictionary is used twice, as in a pickle bomb.")
             self.fetched.add(id(value))
         weight = value.nbytes if isinstance(value, np.ndarray) else 0
@@ -275,9 +290,12 @@ class Machine:
     def push_text(self, raw: bytes, encoding: str = "utf-8") -> None:
         """A unicode string."""
         try:
-            self.push(raw.decode(encoding))
+            text = raw.decode(encoding)
+            if encoding != "utf-8":  # old Pythons escape the halves of a character; one alone is no text
+                text = text.encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError as error:
             raise Refused(f"damaged: text that is not {encoding}: {error.reason}.") from None
+        self.push(text)
 
     def push_long(self, size: int) -> None:
         """A whole number in two's complement, of at most 64 bits and a sign."""
@@ -329,6 +347,7 @@ class Machine:
         for key in target.memo_keys:
             if self.memo.get(key) is target:
                 self.memo[key] = array
+        target.memo_keys.clear()  # the array may be built many times over
         self.push(array)
 
 
@@ -376,7 +395,7 @@ _OPCODES: Final[dict[bytes, _Step]] = {
     b"p": lambda m: m.put(memo_key(m.line())),
     b"q": lambda m: m.put(m.unsigned(1)),
     b"r": lambda m: m.put(m.unsigned(4)),
-    b"\x94": lambda m: m.put(len(m.memo)),
+    b"\x94": lambda m: m.put(m.next_key),
     b"g": lambda m: m.get(memo_key(m.line())),
     b"h": lambda m: m.get(m.unsigned(1)),
     b"j": lambda m: m.get(m.unsigned(4)),

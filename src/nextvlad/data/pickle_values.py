@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _MAX_DIMS = 16
+_MAX_EMPTY = 1 << 20  # rows and columns that an array without bytes may claim, which costs its writer nothing
 _DTYPE = re.compile(r"b1|[iu][1248]|f[248]")
 
 _RECONSTRUCT, _NDARRAY, _NUMPY_DTYPE, _SCALAR, _FROM_BUFFER, ENCODE, _BYTES, TUPLE, DICT = range(9)
@@ -221,7 +222,7 @@ def _array(raw: bytes, dtype: np.dtype[Any] | None, shape: tuple[Any, ...], orde
     """The array, if its bytes are as many as its shape and type say."""
     if dtype is None or len(shape) > _MAX_DIMS or not all(type(size) is int and size >= 0 for size in shape):
         raise Refused("damaged: an array without a type, or with a shape that is none.")
-    if math.prod(max(size, 1) for size in shape) >= 1 << 48:
+    if math.prod(max(size, 1) for size in shape) > (_MAX_EMPTY if 0 in shape else 1 << 48):
         raise Refused(f"an array of shape {list(shape)}, too large to be true.")
     wanted = math.prod(shape) * dtype.itemsize
     found = raw.size if isinstance(raw, Unread) else len(raw)

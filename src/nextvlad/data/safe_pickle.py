@@ -21,10 +21,12 @@ from nextvlad.data.pickle_values import Arguments, Refused, Unread
 from nextvlad.data.pickle_values import as_text as as_text
 from nextvlad.errors import DataError, RecordError, RecordPlace, UsageError
 
-_FORGOTTEN = object()
-_SHORT = 64  # bytes of a string or an array that are always remembered
-_NO_ITEM = sys.maxsize
+_SHORT = 64  # bytes of a string or an array that are remembered
 _FEW = 16  # numbers of a list, likewise
+_MOST_SMALL = (
+    1 << 16
+)  # such values remembered: keys and types come early, and the ids of a million rows add up
+_NO_ITEM = sys.maxsize
 _BUFFER = 1 << 16
 
 
@@ -79,9 +81,9 @@ def stream(path: str | os.PathLike[str], *, first: int = 0) -> Iterator[Item]:
     """The items of the list that a pickle file holds, one after the other; values as `loads` gives them.
 
     A dictionary is handed out as soon as the next one begins, anything else when the file adds it to the
-    list, which Python does for a thousand items at a time. What was handed out is forgotten, unless it is
-    small. Should the file refer to it again (one array for all silent videos, say), it is read a second
-    time with nothing forgotten, in memory for all of it. Values are not to be changed.
+    list, which Python does for a thousand items at a time. What was handed out is forgotten, but for the
+    first 65,536 small values. Should the file refer to it again (one array for all silent videos, say), it
+    is read a second time with nothing forgotten, in memory for all of it. Values are not to be changed.
 
     Args:
         path: a regular file.
@@ -144,13 +146,14 @@ class _Stream(Machine):
         self.keep = keep
         self.number = 0
         self.recent: list[int] = []  # memo keys since the last item was handed out
+        self.small_left = _MOST_SMALL
 
     def put(self, key: int) -> None:
         super().put(key)
         self.recent.append(key)
 
     def get(self, key: int) -> None:
-        if self.memo.get(key) is _FORGOTTEN:
+        if not self.keep and key < self.next_key and key not in self.memo:
             raise _Again
         super().get(key)
 
@@ -200,9 +203,11 @@ class _Stream(Machine):
         if self.skim and self.number < self.first < self.number + len(items):
             raise _Again  # some that are wanted were skimmed
         if not self.keep:
-            for key in self.recent:
-                if not _is_small(self.memo[key]):
-                    self.memo[key] = _FORGOTTEN
+            for key in set(self.recent):
+                if self.small_left and _is_small(self.memo[key]):
+                    self.small_left -= 1
+                else:
+                    del self.memo[key]
         self.recent.clear()
         items.reverse()
         for offset in begun:
