@@ -27,6 +27,7 @@ from nextvlad import check_report
 from nextvlad.check import check, findings, spread, take_survey
 from nextvlad.check_report import bins, histogram, print_report, remarks, size_words, verdict
 from nextvlad.data import survey as surveys
+from nextvlad.data.paddle_pickle import PickleWriter
 from nextvlad.data.sources import expand
 from nextvlad.data.survey import Survey, first_repeated, repeated_ids, survey_file, survey_files
 from nextvlad.data.tfrecord import RecordWriter, count_records, read_records
@@ -292,6 +293,15 @@ def test_report_fits(tmp_path: Path, width: int) -> None:
     assert "a [bold]name[/]" in text
     assert "6  (names.csv)" in text
     assert text.rstrip().endswith("Sound: all 51 records are whole, every checksum is right.")
+
+
+def test_pickles_have_no_checksums(shard: Path, tmp_path: Path) -> None:
+    with PickleWriter(tmp_path / "a.pkl") as writer:
+        writer.write(make_record(7, 5))
+    assert verdict(find(tmp_path / "a.pkl")) == "Sound: all 1 records are whole, pickles have no checksums."
+    found = find(shard, tmp_path / "a.pkl")
+    assert found["num_pickles"] == 1
+    assert verdict(found).endswith("are whole, every checksum is right (pickles have none).")
 
 
 def test_video_level_data(tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ def findings(survey: Survey, files: Sequence[str], vocabulary: Vocabulary | None
     return {
         "sound": survey.num_damaged == 0,
         "num_files": survey.num_files,
+        "num_pickles": survey.num_pickles,
         "num_empty_files": survey.num_empty_files,
         "num_bytes": survey.num_bytes,
         "num_videos": survey.num_videos,

@@ -275,7 +275,11 @@ def verdict(found: _Findings) -> str:
     if not damaged and not found["num_videos"]:
         return "Sound, but empty: there is not one video in it."
     if not damaged:
-        return f"Sound: all {found['num_videos']:,} records are whole, every checksum is right."
+        checksums = "every checksum is right"
+        if found["num_pickles"]:
+            every = found["num_pickles"] == found["num_files"]
+            checksums = "pickles have no checksums" if every else f"{checksums} (pickles have none)"
+        return f"Sound: all {found['num_videos']:,} records are whole, {checksums}."
     count = f"Damaged: {damaged:,} {'record' if damaged == 1 else 'records'}"
     where = f"{found['num_damaged_files']:,} of {found['num_files']:,} files"
     todo = []

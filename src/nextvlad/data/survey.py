@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextvlad.data.file_processes import each_file
+from nextvlad.data.paddle_pickle import is_pickle
 from nextvlad.data.sources import read_file
 from nextvlad.data.video_record import VideoRecord
 from nextvlad.errors import NextvladError, RecordError, RecordPlace
@@ -36,6 +37,7 @@ _PROGRESS_BYTES = 8 << 20
 
 _SUMS = (
     "num_files",
+    "num_pickles",
     "num_empty_files",
     "num_bytes",
     "num_videos",
@@ -78,6 +80,7 @@ class Survey:
     """The counts. Damaged records are in `num_damaged` and `damage`, and in nothing else."""
 
     num_files: int = 0
+    num_pickles: int = 0  # of the files; they have no checksums
     num_empty_files: int = 0
     num_bytes: int = 0
     num_videos: int = 0
@@ -185,6 +188,7 @@ def survey_file(
         hashes.append(int.from_bytes(blake2b(record.video_id.encode(), digest_size=8).digest(), "little"))
         offsets.append(place.offset)
         numbers.append(place.number)
+    survey.num_pickles = int(is_pickle(path))
     survey.num_empty_files = int(not survey.num_videos and not survey.num_damaged)
     survey.ids[number] = Ids(
         np.array(hashes, np.uint64), np.array(offsets, np.int64), np.array(numbers, np.uint32)
