@@ -455,7 +455,14 @@ def test_values_that_no_trained_model_has(
 
 def test_eigenvalues_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "eigenvals.npy"
-    for values in (np.full(8, np.inf), np.full(8, 1e300), np.zeros(8), np.ones(8, complex), np.ones(7)):
+    for values in (
+        np.full(8, np.inf),
+        np.full(8, 1e300),
+        np.zeros(8),
+        np.ones(8, complex),
+        np.ones(7),
+        np.arange(1, 9),
+    ):
         np.save(path, values)
         with pytest.raises(UsageError, match=r"eigenvals\.npy"):
             read_whitening_factors(path, 8)

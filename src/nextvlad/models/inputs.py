@@ -111,7 +111,7 @@ def read_whitening_factors(path: Path, size: int) -> NDArray[np.float64]:
         [size] float64.
 
     Raises:
-        UsageError: not a .npy file, or too few or non-positive values.
+        UsageError: not a .npy file, or too few, non-positive or rising values.
     """
     try:
         loaded = np.load(path, allow_pickle=False)
@@ -123,6 +123,10 @@ def read_whitening_factors(path: Path, size: int) -> NDArray[np.float64]:
     if len(values) < size or not ((values[:size] > 0) & (values[:size] < MOST_FACTOR)).all():
         raise UsageError(
             f"{path}: {len(values)} values; wanted at least {size} eigenvalues, finite and positive."
+        )
+    if (np.diff(values[:size]) > 0).any():
+        raise UsageError(
+            f"{path}: the values rise; wanted eigenvalues, largest first, not mean.npy or others."
         )
     factors: NDArray[np.float64] = np.sqrt(values[:size]) + 1e-4
     return factors
