@@ -326,6 +326,7 @@ def test_a_damaged_record(place: Path, tmp_path: Path, capfd: Any) -> None:
     assert status == 0, err
     assert "Skipped 1 damaged record:" in err
     assert spot in err
+    assert "skip-damaged" not in err  # it was given
     with out.open(newline="") as file:
         ids = [row["VideoId"] for row in csv.DictReader(file)]
     assert "v1006" not in ids

@@ -17,7 +17,7 @@ from nextvlad.data.conversion import Converted, Kind, Target, convert_file
 from nextvlad.data.file_processes import each_file
 from nextvlad.data.paddle_pickle import is_pickle
 from nextvlad.data.sources import expand
-from nextvlad.data.window import Compression
+from nextvlad.data.window import SKIP, Compression
 from nextvlad.errors import OutputError, UsageError
 from nextvlad.progress import ProgressBar
 
@@ -246,7 +246,7 @@ def _report(results: list[Converted], plan: Plan, folder: str, before: set[int],
     new = [done for done in results if done.number not in before]
     num_files = sum(len(done.outputs) for done in results)
     written = sum(size for done in results for _, size in done.outputs)
-    rate = sum(done.num_videos for done in new) / max(seconds, 1e-9)
+    rate = f", {sum(done.num_videos for done in new) / max(seconds, 1e-9):,.0f} videos/s" if new else ""
     already = f", {len(before):,} of them before" if before else ""
     print(f"{folder}: {num_files:,} {_KINDS[plan.target.to]} file{'s' if num_files != 1 else ''}")
     print(f"  sources  {len(results):,} read{already}")
@@ -255,12 +255,12 @@ def _report(results: list[Converted], plan: Plan, folder: str, before: set[int],
     )
     print(f"  frames   {sum(done.num_frames for done in results):,}")
     print(f"  bytes    {sum(done.num_bytes for done in results):,} read, {written:,} written")
-    print(f"  time     {seconds:.1f} s, {rate:,.0f} videos/s")
+    print(f"  time     {seconds:.1f} s{rate}")
     num_damaged = sum(done.num_damaged for done in results)
     if num_damaged:
         print(f"  damaged  {num_damaged:,} left out")
         messages = [message for done in results for message in done.damage]
         for message in messages[:_LISTED]:
-            print(f"    {message.replace('--data.skip-', '--skip-')}")
+            print(f"    {message.replace(SKIP, '')}")
         if num_damaged > _LISTED:
             print(f"    and {num_damaged - _LISTED:,} more; `nextvlad check` lists them all")

@@ -15,6 +15,7 @@ from nextvlad import checkpoint, distributed
 from nextvlad.config import InferenceOptions
 from nextvlad.data.loader import FrameLoader, count_examples
 from nextvlad.data.segments import Segments
+from nextvlad.data.window import SKIP
 from nextvlad.errors import DataError, RecordError, UsageError
 from nextvlad.metrics.ranking import DEFAULT_TOP_K
 from nextvlad.models import Model
@@ -124,6 +125,6 @@ def tell_damage(damage: Sequence[RecordError]) -> None:
     if damage:
         say(f"Skipped {len(damage)} damaged record{'s' if len(damage) > 1 else ''}:")
         for error in damage[:20]:
-            say(f"  {error}")
+            say(f"  {str(error).replace(SKIP, '')}")
         if len(damage) > 20:
             say(f"  ... and {len(damage) - 20} more; `nextvlad check` lists all.")

@@ -15,7 +15,8 @@ import numpy as np
 
 from nextvlad.errors import RecordError, RecordPlace
 
-ADVICE = "fetch it again or pass --data.skip-damaged"
+SKIP = " or pass --data.skip-damaged"  # no advice in a list of what was skipped
+ADVICE = f"fetch it again{SKIP}"
 Compression = Literal["gzip", "zlib"]
 WBITS: dict[Compression, int] = {"gzip": 31, "zlib": 15}
 _INFLATE_INPUT = 1 << 16  # compressed bytes fed at a time: what a damaged spot can take with it
