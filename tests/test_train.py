@@ -213,6 +213,18 @@ def test_init_reports_and_starts_from_the_weights(data: dict[str, str], tmp_path
     torch.testing.assert_close(before["hidden.weight"], after["hidden.weight"])
 
 
+def test_init_with_other_classes_says_how_to_keep_the_classifier(
+    data: dict[str, str], tmp_path: Path, capfd: Any
+) -> None:
+    train(config(data, epochs=1, steps=1), tmp_path / "first")
+    base = config(data, epochs=1, steps=1)
+    other = replace(base, model=replace(base.model, num_classes=7))
+    train(other, tmp_path / "second", init=tmp_path / "first")
+    text = capfd.readouterr().err
+    assert "0 of 7 classes matched" in text
+    assert "the checkpoint has 5 classes, this model 7. To keep it: --model.num-classes 5." in text
+
+
 def test_reverse_whitening_goes_with_the_checkpoint(tmp_path: Path) -> None:
     data = {name: make_data(tmp_path, name, num_videos=20) for name in ("train", "valid")}
     np.save(tmp_path / "eigenvalues.npy", np.linspace(2, 1, 16)[:, None])

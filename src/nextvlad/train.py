@@ -172,7 +172,8 @@ class _Run:
     def _start_weights(self, init: Path | None) -> None:
         eigenvalues = self.config.data.eigenvalues
         if init is not None:
-            report = checkpoint.initialise(self.model, checkpoint.resolve(init), self.vocabulary)
+            place = checkpoint.resolve(init)
+            report = checkpoint.initialise(self.model, place, self.vocabulary)
             if distributed.is_main():
                 say(
                     f"From {init}: {len(report.loaded)} tensors loaded, {len(report.fresh)} fresh, "
@@ -182,6 +183,12 @@ class _Run:
                 for title, names in (("fresh", report.fresh), ("skipped", report.skipped)):
                     if names:
                         say(f"  {title}: {', '.join(names)}")
+                theirs = checkpoint.read_config(place).num_classes
+                if self.vocabulary is None and theirs != self.config.model.num_classes:
+                    say(
+                        f"  The classifier starts anew: the checkpoint has {theirs} classes, this model "
+                        f"{self.config.model.num_classes}. To keep it: --model.num-classes {theirs}."
+                    )
         if eigenvalues is not None:
             undo_whitening(self.model, Path(eigenvalues))
 
