@@ -78,7 +78,7 @@ def test_not_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").touch()
     with pytest.raises(CheckpointError, match=r"not a checkpoint \(found holiday.jpg\)"):
         checkpoint.load(tmp_path)
-    with pytest.raises(CheckpointError, match="not a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"not a checkpoint.*`nextvlad import` makes one"):
         checkpoint.load(tmp_path / "holiday.jpg")
 
 

@@ -133,7 +133,8 @@ def resolve(folder: Path) -> Path:
     found = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) if folder.is_dir() else "a file"
     raise CheckpointError(
         f"{folder}: not a checkpoint (found {found or 'an empty folder'}); wanted a folder with config.json "
-        "and model.safetensors, or a run folder with best or last in it."
+        "and model.safetensors, or a run folder with best or last in it. `nextvlad import` makes one of a "
+        "checkpoint of Paddle or TensorFlow."
     )
 
 

@@ -37,6 +37,8 @@ A CHECKPOINT is the folder of a run, or one of the checkpoints inside it.
   nextvlad evaluate runs/a 'eval*'
   nextvlad predict runs/a 'eval*' --out predictions.jsonl
   nextvlad predict runs/s 'test*' --segments --out segments.csv
+  nextvlad import nextvlad_youtube8m.tar.gz paddle-model
+  nextvlad convert train.list --out tfrecords
 
 Exit status: 0 done, 1 the data is at fault, 2 the call is at fault.
 """

@@ -353,8 +353,8 @@ def _import(arguments: list[str]) -> int:
         Of the author's code the single model and the mixture. Shows what was found and what became of it.
 
         Args:
-            source: Paddle: the folder, file or .tar.gz as published (v1.5, v1.6 or v1.7+). TensorFlow: the
-                folder or prefix of the checkpoint.
+            source: Paddle's folder, file or .tar.gz as published (v1.5, v1.6 or v1.7+), or TensorFlow's
+                folder or prefix.
             out: A new checkpoint folder.
             eigenvalues: .npy of the eigenvalues of YouTube-8M's PCA (eigenvals.npy); a TensorFlow checkpoint
                 does not hold them.

@@ -68,7 +68,7 @@ def read_paddle(source: Path) -> PaddleCheckpoint:
     if source.is_dir():
         return _read_folder(str(source), _files_of(source))
     if not source.exists():
-        raise UsageError(f"{source}: no such file or folder; wanted a Paddle checkpoint.")
+        raise UsageError(f"{source}: no such file or folder; wanted a checkpoint of Paddle or TensorFlow.")
     raw = _read_bytes(source)
     if is_tar(raw):
         packed = read_tar(str(source), raw)
