@@ -201,6 +201,16 @@ def test_fine_tuning_from_another_architecture(tmp_path: Path) -> None:
         checkpoint.initialise(build_model(wide), folder, None)
 
 
+def test_fine_tuning_from_weights_that_are_not_as_their_configuration_says(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "c", vocabulary=None)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["classifier.weight"] = tensors["classifier.weight"].repeat(2, 1)[:5].contiguous()
+    tensors["classifier.bias"] = torch.tensor(1.0)
+    save_file(tensors, folder / "model.safetensors")
+    report = checkpoint.initialise(build_model(CONFIG), folder, None)
+    assert report.fresh == ["classifier.weight", "classifier.bias"]
+
+
 def test_clean_up_leaves_what_is_not_ours(tmp_path: Path) -> None:
     saved(tmp_path / "checkpoints" / "step-00000001")
     (tmp_path / "checkpoints" / "my notes").mkdir()

@@ -232,6 +232,14 @@ def test_other_columns_of_parquet_do_not_matter(tmp_path: Path) -> None:
         ('{"a": 1, "video_id": 2}\n', r"line 1: keys 'a', 'video_id'; wanted video_id, labels"),
         ('{"video_id": "a", "labels": [1], "scores": [0.5]}\n[1]\n', r"line 2: no object; wanted"),
         ('{"video_id": 7, "labels": [1], "scores": [0.5]}', r"line 1: video id 7, wanted text"),
+        (
+            '{"video_id": "\\ud800", "labels": [1], "scores": [0.5]}',
+            r"line 1: video id '.ud800', wanted Unicode",
+        ),
+        (
+            f'{{"video_id": "a", "labels": {[*range(50_000), 49_999]}, "scores": {[0.5] * 50_001}}}',
+            r"video a: class 49999 twice",  # at once
+        ),
         ('{"video_id": "a", "labels": [1, 2], "scores": [0.5]}', r"2 classes and 1 scores"),
         ('{"video_id": "a", "labels": 1, "scores": [0.5]}', r"classes or scores that are no list"),
         ('{"video_id": "a", "labels": [1.0], "scores": [0.5]}', r"class 1.0, wanted a whole number"),

@@ -120,7 +120,7 @@ def test_written_lists_are_read(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["segments.csv"]
 
 
-@pytest.mark.parametrize("video_id", ["a b", "a,b", "a\nb", 'a"b'])
+@pytest.mark.parametrize("video_id", ["a b", "a,b", "a\nb", 'a"b', "a\u00a0b", "\x1ca"])
 def test_ids_that_would_break_the_file(tmp_path: Path, video_id: str) -> None:
     with pytest.raises(DataError, match=r"s\.csv: video '.*' cannot stand in it: ids are parted by blanks"):
         write_segment_lists(tmp_path / "s.csv", [(1, ["x:0"]), (2, [f"{video_id}:0"])])

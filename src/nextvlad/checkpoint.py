@@ -249,7 +249,7 @@ def initialise(model: Model, folder: Path, vocabulary: Vocabulary | None) -> Ini
             continue
         if name in by_class:
             to, of = _rows_of_classes(tensor, num_mine), _rows_of_classes(source[name], num_theirs)
-            if pairs and of.shape[1:] == to.shape[1:]:
+            if pairs and of is not None and to is not None and of.shape[1:] == to.shape[1:]:
                 mine, theirs = (torch.tensor(side) for side in zip(*pairs, strict=True))
                 to[mine] = of[theirs].to(to)
                 matched = len(pairs)
@@ -267,9 +267,11 @@ def initialise(model: Model, folder: Path, vocabulary: Vocabulary | None) -> Ini
     )
 
 
-def _rows_of_classes(tensor: Tensor, num_classes: int) -> Tensor:
-    """[C k, ...] -> [C, k, ...], a view."""
-    return tensor.view(num_classes, tensor.shape[0] // max(num_classes, 1), *tensor.shape[1:])
+def _rows_of_classes(tensor: Tensor, num_classes: int) -> Tensor | None:
+    """[C k, ...] -> [C, k, ...], a view; None where the rows are of another number of classes."""
+    if tensor.dim() == 0 or num_classes < 1 or tensor.shape[0] % num_classes:
+        return None
+    return tensor.view(num_classes, tensor.shape[0] // num_classes, *tensor.shape[1:])
 
 
 def _matching_rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import gt
@@ -44,6 +45,10 @@ def ranked(video_id: Any, labels: Sequence[Any], scores: Sequence[Any]) -> Predi
     """
     if not isinstance(video_id, str) or not video_id:
         raise BadRow(f"video id {_short(video_id)}, wanted text.")
+    if not (video_id.isascii() or _is_unicode(video_id)):
+        raise BadRow(
+            f"video id {_short(video_id)}, wanted Unicode text, which half of a surrogate pair is not."
+        )
     if len(labels) != len(scores):
         raise BadRow(f"video {video_id}: {len(labels)} classes and {len(scores)} scores, wanted as many.")
     if not labels:
@@ -54,7 +59,7 @@ def ranked(video_id: Any, labels: Sequence[Any], scores: Sequence[Any]) -> Predi
             f"video {video_id}: class {_short(wrong)}, wanted a whole number from 0 to {MAX_CLASSES - 1}."
         )
     if len(set(labels)) != len(labels):
-        twice = next(label for place, label in enumerate(labels) if label in labels[:place])
+        twice = Counter(labels).most_common(1)[0][0]
         raise BadRow(f"video {video_id}: class {twice} twice; wanted each class once.")
     if not _are_scores(scores):
         wrong = next(x for x in scores if not _are_scores([x]))
@@ -64,6 +69,14 @@ def ranked(video_id: Any, labels: Sequence[Any], scores: Sequence[Any]) -> Predi
         return Prediction(video_id, list(labels), values)
     order = sorted(range(len(values)), key=lambda place: (-values[place], labels[place]))
     return Prediction(video_id, [labels[place] for place in order], [values[place] for place in order])
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can spell what no other file can hold
+        return False
+    return True
 
 
 def _are_scores(scores: Sequence[Any]) -> bool:

@@ -24,7 +24,7 @@ from nextvlad.predictions.row import MAX_CLASSES
 from nextvlad.predictions.text_rows import lines
 
 _HEADERS = (("class", "segments"), ("class id", "segment ids"))
-_SEPARATORS = frozenset(' ,"\t\r\n')
+_SEPARATORS = frozenset(',"')  # and white space of any kind
 
 
 class SegmentList(NamedTuple):
@@ -56,7 +56,7 @@ def write_segment_lists(path: Path, lists: Iterable[tuple[int, Sequence[str]]]) 
         file.write(b"Class,Segments\n")
         for label, segments in lists:
             for segment in segments:
-                if not _SEPARATORS.isdisjoint(segment):
+                if not _SEPARATORS.isdisjoint(segment) or segment.split() != [segment]:
                     raise DataError(
                         f"{path}: video {segment.rpartition(':')[0]!r} cannot stand in it: ids are parted by "
                         "blanks. Write a .jsonl file instead."
