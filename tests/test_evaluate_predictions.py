@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 from pathlib import Path
@@ -19,7 +20,7 @@ from nextvlad.data.tfrecord import RecordWriter
 from nextvlad.data.video_record import VideoRecord, serialize_video_record
 from nextvlad.errors import DataError, OutputError, RecordError, UsageError
 from nextvlad.evaluate import evaluate
-from nextvlad.evaluate_predictions import evaluate_predictions, read_labels
+from nextvlad.evaluate_predictions import Labels, _batches, evaluate_predictions, read_labels, score_lists
 from nextvlad.models import build_model
 from nextvlad.predict import predict
 from nextvlad.predictions import Prediction, read_predictions, write_predictions
@@ -311,3 +312,41 @@ def test_options_of_the_other_form() -> None:
         UsageError, match=r"--batch-size is for a checkpoint; --predictions has no use for it"
     ):
         VERBS["evaluate"](["--predictions", "p", "--data", "d", "--batch-size", "4"])
+
+
+def test_top_k_without_bound(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "few.csv"
+    path.write_text("\n".join(f"v{number:04d},1 0.5 2 0.25" for number in range(4)))
+    few = evaluate_predictions(path, [str(folder / "test-*.tfrecord")], top_k=20)
+    assert evaluate_predictions(path, [str(folder / "test-*.tfrecord")], top_k=10**30) == few
+
+
+def test_one_row_of_a_million_classes_takes_no_table_of_a_million_columns(tmp_path: Path) -> None:
+    labels = Labels()
+    for number in range(3000):
+        labels.add(f"v{number}", [1])
+    rows = [Prediction(f"v{number}", [1, 2], [0.5, 0.25]) for number in range(2000)]
+    rows[500] = Prediction("v500", list(range(1 << 20)), [0.5] * (1 << 20))
+    batches = list(_batches(iter(rows), labels))
+    assert [row for batch in batches for row in batch] == rows
+    assert max(len(batch) * max(len(row.labels) for row in batch) for batch in batches) <= 1 << 22
+    assert max(map(len, batches)) == 1024
+    result, coverage = score_lists(iter(rows), labels, top_k=20)
+    assert result["num_videos"] == 3000
+    assert coverage.without == 1000
+    assert result["hit_at_one"] == 1999 / 3000
+
+
+def test_json_into_a_device(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "few.csv"
+    path.write_text("v0001,1 0.5 2 0.25")
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    evaluate_predictions(path, [str(folder / "test-*.tfrecord")], json_file=tmp_path / "pipe")
+    assert json.loads(os.read(reader, 1 << 16))["gap"] is not None
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+    if Path("/dev/full").is_char_device():
+        with pytest.raises(OutputError, match="/dev/full: cannot be written"):
+            evaluate_predictions(path, [str(folder / "test-*.tfrecord")], json_file=Path("/dev/full"))
+        assert Path("/dev/full").is_char_device()

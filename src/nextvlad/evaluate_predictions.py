@@ -11,7 +11,7 @@ import os
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ from nextvlad.predictions.segment_files import remarks, score_segment_file
 from nextvlad.progress import ProgressBar, say
 
 _VIDEOS_A_BATCH = 1024
+_PLACES_A_BATCH = 1 << 22  # 1024 videos with all 3,862 classes of YouTube-8M
 
 
 @dataclass
@@ -136,10 +137,11 @@ def evaluate_predictions(
     labels = read_labels(data, skip_damaged=skip_damaged)
     result, coverage = score_lists(chain([first], rows), labels, top_k=kept, with_map=with_map)
     if coverage.without == len(labels) > 0:
+        theirs = next(iter(labels.number_of))
         raise DataError(
             f"{predictions}: none of its {coverage.unknown:,} videos is among the {len(labels):,} of "
-            f"{' '.join(data)} (its first is {first.video_id}, theirs {next(iter(labels.number_of))}). Are "
-            "these the predictions for this data?"
+            f"{' '.join(data)} (its first is {first.video_id[:60]}, theirs {theirs[:60]}). Are these the "
+            "predictions for this data?"
         )
     check_scored(result, data)
     _tell(coverage, predictions, kept, complete=result["map"] is not None)
@@ -203,8 +205,7 @@ def score_lists(
     metrics = MetricAccumulator.for_lists(num_classes, top_k=top_k, with_map=with_map)
     most = 0
     with ProgressBar("Scoring", total=None, unit="videos") as bar:
-        rows = chain([first], predictions)
-        while batch := list(islice(rows, _VIDEOS_A_BATCH)):
+        for batch in _batches(chain([first], predictions), labels):
             bar.advance(len(batch))
             known = [row for row in batch if row.video_id in labels.number_of]
             coverage.unknown += len(batch) - len(known)
@@ -219,14 +220,30 @@ def score_lists(
             )
     left = np.flatnonzero(~seen)
     coverage.without = len(left)
-    for start in range(0, len(left), _VIDEOS_A_BATCH):
-        numbers = left[start : start + _VIDEOS_A_BATCH].tolist()
-        nothing = [Prediction("", [], []) for _ in numbers]
-        _count(metrics, nothing, [labels.of(number) for number in numbers])
+    ids = list(labels.number_of)
+    for batch in _batches((Prediction(ids[number], [], []) for number in left), labels):
+        _count(metrics, batch, [labels.of(labels.number_of[row.video_id]) for row in batch])
     result = metrics.compute()
     if max(highest + 1, most) < 5:  # classes that anybody spoke of
         result["top5"] = None
     return result, coverage
+
+
+def _batches(rows: Iterator[Prediction], labels: Labels) -> Iterator[list[Prediction]]:
+    """The rows in batches that make tables of bounded size, however long a single row is."""
+    batch: list[Prediction] = []
+    width = 0
+    for row in rows:
+        number = labels.number_of.get(row.video_id)
+        own = max(len(row.labels), labels.num_labels(number) if number is not None else 0)
+        if len(batch) == _VIDEOS_A_BATCH or (len(batch) + 1) * max(width, own) > _PLACES_A_BATCH:
+            if batch:
+                yield batch
+            batch, width = [], 0
+        batch.append(row)
+        width = max(width, own)
+    if batch:
+        yield batch
 
 
 def _count(metrics: MetricAccumulator, rows: list[Prediction], labels: list[NDArray[np.int32]]) -> None:

@@ -13,15 +13,20 @@ from nextvlad.errors import OutputError, UsageError
 
 
 def write_json(path: Path, values: object) -> None:
-    """A JSON file, written aside and renamed.
+    """A JSON file, written aside and renamed; into a pipe or a device (/dev/stdout) directly.
 
     Raises:
         OutputError: it cannot be written; what was there before is untouched.
     """
+    text = json.dumps(values, indent=2) + "\n"
     aside = path.with_name(f".{path.name}.incomplete")
     try:
+        if path.exists() and not path.is_dir() and (not path.is_file() or path.is_relative_to("/dev")):
+            with path.open("a", encoding="utf-8") as file:
+                file.write(text)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        aside.write_text(text, encoding="utf-8")
         aside.replace(path)
     except OSError as error:
         with suppress(OSError):

@@ -160,7 +160,7 @@ class MetricAccumulator:
                 f"lists: one lacks some of the {self.num_classes} classes, which mAP is made of."
             )
         num_labels = np.bincount(label_videos, minlength=len(lists))
-        depth = max(self.top_k, 5, int(num_labels.max(initial=0)))
+        depth = max(min(self.top_k, lists.longest), 5, int(num_labels.max(initial=0)))
         best, scores, listed = lists.best(depth)
         wanted = label_videos * self.num_classes + label_classes
         rows = np.arange(len(lists))[:, None]

@@ -48,6 +48,11 @@ class RankedLists:
     def __len__(self) -> int:
         return len(self._lengths)
 
+    @property
+    def longest(self) -> int:
+        """Classes of the longest list."""
+        return int(self._lengths.max(initial=0))
+
     def best(self, depth: int) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
         """Classes, scores, and whether there is one, all [B, depth], best first; else class -1, score 0."""
         table = np.full((len(self), depth), _NO_CLASS)
