@@ -353,11 +353,9 @@ def _import(arguments: list[str]) -> int:
         Of the author's code the single model and the mixture. Shows what was found and what became of it.
 
         Args:
-            source: Paddle's folder, file or .tar.gz as published (v1.5, v1.6 or v1.7+), or TensorFlow's
-                folder or prefix.
+            source: Paddle's folder, file or .tar.gz (v1.5, v1.6, v1.7+), or TensorFlow's folder or prefix.
             out: A new checkpoint folder.
-            eigenvalues: .npy of the eigenvalues of YouTube-8M's PCA (eigenvals.npy); a TensorFlow checkpoint
-                does not hold them.
+            eigenvalues: eigenvals.npy of YouTube-8M's PCA, which a TensorFlow checkpoint does not hold.
             vocabulary: CSV with class names, kept with the checkpoint.
         """
         from nextvlad.import_checkpoint import import_checkpoint
