@@ -105,6 +105,7 @@ def changed(name: str, value: list[Any]) -> VideoRecord:
         ),
         (changed("labels", []), r"segment_labels 0"),
         (changed("end_times", [5, 5]), r"a segment from second 5 to 5; wanted 0 <= start < end"),
+        (changed("labels", [3, -7]), r"segment_labels has class -7, wanted 0 or more"),
         (changed("start_times", [-5, 5]), r"a segment from second -5 to 5"),
         (changed("start_times", [0, 0]), r"segments from 0 to 5 and to 10; wanted one end"),
         (changed("start_times", [0.0, 5.0]), r"segment_start_times are not whole numbers"),

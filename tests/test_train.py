@@ -339,6 +339,7 @@ def run_two_processes(base: TrainConfig, out: Path) -> None:
     for process in processes:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
+        assert "Warning" not in errors, errors
 
 
 def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:

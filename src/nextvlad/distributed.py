@@ -6,6 +6,7 @@ of the package is written once. Collectives run over gloo on CPU and NCCL on GPU
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from nextvlad.errors import UsageError
 
@@ -79,6 +81,20 @@ def process_group(device: torch.device) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def data_parallel(module: nn.Module) -> nn.Module:
+    """The module with its gradients averaged over ranks; as it is, when alone.
+
+    Its buffers are not sent round at each step: statistics over all ranks are the same on every one.
+    """
+    if not is_distributed():
+        return module
+    # The newer name, where torch knows it; the older one warns there.
+    names = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    options: Any = {name: False}
+    return DistributedDataParallel(module, **options)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

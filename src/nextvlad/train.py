@@ -18,7 +18,6 @@ from typing import IO, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from nextvlad import checkpoint, distributed, optim
 from nextvlad.config import TrainConfig, to_json
@@ -164,8 +163,7 @@ class _Run:
             self._restore(state)
         total = self.num_examples * config.epochs
         self.total_examples = min(total, config.steps * config.data.batch_size) if config.steps else total
-        objective = TrainingLoss(self.model)
-        self.loss_of = DistributedDataParallel(objective, broadcast_buffers=False) if world > 1 else objective
+        self.loss_of = distributed.data_parallel(TrainingLoss(self.model))
         self.saved_at = time.monotonic()
         self.saved_step: int | None = None
 

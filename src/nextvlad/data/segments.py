@@ -43,7 +43,8 @@ def rated_segments(record: VideoRecord) -> list[VideoRecord]:
         its last judgement. A segment beyond the end of a stream has no frames of it.
 
     Raises:
-        RecordError: the four lists differ in length or type, a segment has no length, or two lengths.
+        RecordError: the four lists differ in length or type, a segment has no length, or two lengths, a class
+            is negative.
 
     Source: YouTube-8M starter code of 2019, readers.py, which takes five frames from each start whatever
     the end says, and counts missing ones as real.
@@ -53,6 +54,8 @@ def rated_segments(record: VideoRecord) -> list[VideoRecord]:
     for start, end, label, score in zip(*_judgements(record), strict=True):
         if not 0 <= start < end:
             raise _fault(record, f"a segment from second {start} to {end}; wanted 0 <= start < end")
+        if label < 0:
+            raise _fault(record, f"segment_labels has class {label}, wanted 0 or more")
         if ends.setdefault(start, end) != end:
             raise _fault(record, f"segments from {start} to {ends[start]} and to {end}; wanted one end")
         scores.setdefault(start, {})[label] = score

@@ -72,7 +72,7 @@ class BatchNorm(nn.Module):
         share = counts / total.clamp(min=1.0)
         mean = (share * means).sum(0)
         var = (share * (variances + (means - mean).square())).sum(0)
-        return self._normalise(x, mean, var, float(total[0]))
+        return self._normalise(x, mean, var, float(total[0].detach()))
 
     def _normalise(self, x: Tensor, mean: Tensor, var: Tensor, count: float) -> Tensor:
         if count > 0:
