@@ -138,10 +138,12 @@ def evaluate_predictions(
     result, coverage = score_lists(chain([first], rows), labels, top_k=kept, with_map=with_map)
     if coverage.without == len(labels) > 0:
         theirs = next(iter(labels.number_of))
+        advice = "Are these the predictions for this data?"
+        if first.video_id.rpartition(":")[0] in labels.number_of:
+            advice = "These are segments; the file to score is the .csv of `nextvlad predict --segments`."
         raise DataError(
             f"{predictions}: none of its {coverage.unknown:,} videos is among the {len(labels):,} of "
-            f"{' '.join(data)} (its first is {first.video_id[:60]}, theirs {theirs[:60]}). Are these the "
-            "predictions for this data?"
+            f"{' '.join(data)} (its first is {first.video_id[:60]}, theirs {theirs[:60]}). {advice}"
         )
     check_scored(result, data)
     _tell(coverage, predictions, kept, complete=result["map"] is not None)
