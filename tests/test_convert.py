@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -524,3 +525,46 @@ def test_pickles_where_data_is(tmp_path: Path) -> None:
     assert (found["num_videos"], found["num_damaged"], found["num_files"]) == (5, 0, 2)
     assert found["num_bytes"] == sum(path.stat().st_size for path in sources)
     assert len(list(read_pickle(sources[0]))) == 3
+
+
+def test_manifest_that_somebody_changed(tmp_path: Path) -> None:
+    source, out = str(make_pickles(tmp_path / "in", 2, 3)[0].parent), tmp_path / "out"
+    convert([source], out, workers=0)
+    path = out / MANIFEST
+    whole = path.read_bytes()
+    lines = [json.loads(line) for line in whole.splitlines()]
+    before = names(out)
+    strange: list[Any] = [None, -1, {}, [["a\0b", 3]], [["../../x", 3]], [[5, "y"]], 1.5]
+    strange += [{"to": "tfrecord", "videos_per_file": "x"}, {"to": "bogus"}, [{"name": 1, "num_bytes": "z"}]]
+    for line, values in enumerate(lines):
+        for key in values:
+            for value in strange:
+                changed = [*lines[:line], {**values, key: value}, *lines[line + 1 :]]
+                path.write_text("".join(json.dumps(each) + "\n" for each in changed))
+                with pytest.raises((DataError, UsageError)):
+                    convert([source], out, workers=0)
+                assert names(out) == before, (key, value)
+    for content in (b"[" * 100_000 + b"\n", b"null\n", whole + whole, whole.replace(b"part1", b"part0")):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="not a list of what was converted"):
+            convert([source], out, workers=0)
+        assert names(out) == before
+    path.write_bytes(whole)
+    convert([source], out, workers=0)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(DataError, match="is no regular file"):
+        convert([source], out, workers=0)
+
+
+def test_manifest_that_was_removed_before_it_was_locked(tmp_path: Path, monkeypatch: Any) -> None:
+    (source,) = make_pickles(tmp_path / "in", 2)
+    lock = fcntl.flock
+
+    def locked_late(*arguments: Any) -> None:
+        (tmp_path / "out" / MANIFEST).unlink()
+        lock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", locked_late)
+    with pytest.raises(UsageError, match="another conversion is at work"):
+        convert([str(source)], tmp_path / "out", workers=0)

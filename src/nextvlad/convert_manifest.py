@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -85,6 +86,8 @@ class Manifest:
                 f"{self.folder}: cannot be written to ({why(error)}). Choose another place."
             ) from error
         try:
+            if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+                raise DataError(f"{self.path}: is no regular file. {_OTHER}, or remove it.")
             self._lock()
             self._read()
         except BaseException:
@@ -115,14 +118,19 @@ class Manifest:
                 self._file.close()
 
     def _lock(self) -> None:
+        at_work = f"{self.folder}: another conversion is at work in this folder. {_OTHER}, or wait for it."
         try:
             fcntl.flock(self._open_file(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(
-                f"{self.folder}: another conversion is at work in this folder. {_OTHER}, or wait for it."
-            ) from None
+            raise UsageError(at_work) from None
         except OSError:
             return  # a file system without locks
+        try:  # one that began nothing removes its file: then the lock is on a file that is gone
+            is_ours = os.path.samestat(os.fstat(self._open_file().fileno()), os.stat(self.path))
+        except FileNotFoundError:
+            is_ours = False
+        if not is_ours:
+            raise UsageError(at_work)
 
     def _read(self) -> None:
         file = self._open_file()
@@ -135,10 +143,10 @@ class Manifest:
             values = [json.loads(line) for line in lines]
             if values:
                 self.plan = _plan(values[0])
-            for value in values[1:]:
-                done = _converted(value)
-                self.done[done.number] = done
-        except (ValueError, TypeError, KeyError) as error:
+                for value in values[1:]:
+                    done = _converted(value, self.plan)
+                    self.done[done.number] = done
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"{self.path}: not a list of what was converted, as this version writes it ({error}). "
                 f"{_OTHER}, or remove this file and what was converted into the folder."
@@ -213,13 +221,50 @@ def _files(sources: Sequence[Source]) -> str:
 def _plan(values: dict[str, Any]) -> Plan:
     if values["version"] != _VERSION:
         raise ValueError(f"version {values['version']!r}, wanted {_VERSION}")
-    return Plan(
-        Target(**values["target"]),
-        tuple(Source(**source) for source in values["sources"]),
-        tuple(str(stem) for stem in values["stems"]),
-    )
+    target = Target(**values["target"])
+    if target.videos_per_file is not None:
+        _whole_number(target.videos_per_file)
+    if not isinstance(target.suffix, str):  # a KeyError for a kind or compression that does not exist
+        raise ValueError("no such kind of file")
+    sources = tuple(Source(**source) for source in values["sources"])
+    for source in sources:
+        _text(source.name)
+        _whole_number(source.num_bytes)
+        if type(source.changed) is not int:
+            raise ValueError(f"time {source.changed!r}")
+    stems = tuple(_text(stem) for stem in values["stems"])
+    if len(stems) != len(sources):
+        raise ValueError(f"{len(stems)} names for {len(sources)} sources")
+    return Plan(target, sources, stems)
 
 
-def _converted(values: dict[str, Any]) -> Converted:
-    outputs = [(str(name), int(size)) for name, size in values["outputs"]]
-    return Converted(**{**values, "outputs": outputs})
+def _converted(values: dict[str, Any], plan: Plan) -> Converted:
+    """A source that is done, of files that the plan makes of it: others are never taken for them."""
+    outputs = [(_text(name), _whole_number(size)) for name, size in values["outputs"]]
+    if not isinstance(values["damage"], list):
+        raise TypeError("damage that is no list")
+    done = Converted(**{**values, "outputs": outputs, "damage": [*map(_text, values["damage"])]})
+    for count in (done.number, done.num_videos, done.num_frames, done.num_bytes, done.num_damaged):
+        _whole_number(count)
+    if done.number >= len(plan.stems):
+        raise ValueError(f"source {done.number} of {len(plan.stems)}")
+    made = [plan.target.name(plan.stems[done.number], part) for part in range(len(outputs))]
+    if (
+        not outputs
+        or [name for name, _ in outputs] != made
+        or (plan.target.videos_per_file is None and made[1:])
+    ):
+        raise ValueError(f"source {done.number} with files that are not made of it")
+    return done
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError(f"{value!r:.60} where a text was wanted")
+    return value
+
+
+def _whole_number(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r:.60} where a whole number was wanted")
+    return value
