@@ -322,6 +322,19 @@ def test_a_mixture_that_does_not_fit(
     assert not (tmp_path / "ours").exists()
 
 
+def test_a_mixture_of_too_many(tmp_path: Path, mixture: Mixture) -> None:
+    arrays = author_arrays(mixture)
+    first = "tower/branch_0/"
+    for name in [name for name in arrays if name.startswith(first)]:
+        for branch in range(65):
+            arrays[f"tower/branch_{branch}/{name.removeprefix(first)}"] = arrays[name]
+    source = save_tensorflow(tmp_path / "theirs", arrays)
+    with pytest.raises(
+        CheckpointError, match=r"theirs.*no mixture of ours: num_members: got 65, wanted 1 to 64"
+    ):
+        import_checkpoint(source, tmp_path / "ours")
+
+
 def test_eigenvalues_in_place_of_the_checkpoints_own(golden: Path, tmp_path: Path, capfd: Any) -> None:
     np.save(tmp_path / "ones.npy", np.ones(1024))
     source = golden / "paddle" / "v1.8_pickle.pdparams"

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written aside, renamed when finished."""
+"""Files that are whole or not there: written aside, renamed when finished; and why others do not open."""
 
 from __future__ import annotations
 
@@ -39,6 +39,15 @@ def why(error: OSError) -> str:
     if isinstance(error, FileExistsError | NotADirectoryError):
         return "a file is where a folder should be"
     return error.strerror or str(error)
+
+
+def cannot_open(name: str, error: OSError) -> UsageError:
+    """What to tell of a file to read that does not open."""
+    if isinstance(error, IsADirectoryError):
+        return UsageError(f"{name}: is a directory, wanted a file; name the files in it.")
+    if isinstance(error, FileNotFoundError):
+        return UsageError(f"{name}: no such file. Check the path.")
+    return UsageError(f"{name}: cannot be opened ({why(error)}).")
 
 
 class NewFile:

@@ -20,6 +20,7 @@ from nextvlad.data.pickle_machine import STOP, Machine
 from nextvlad.data.pickle_values import Arguments, Refused, Unread
 from nextvlad.data.pickle_values import as_text as as_text
 from nextvlad.errors import DataError, RecordError, RecordPlace, UsageError
+from nextvlad.files import cannot_open
 
 _SHORT = 64  # bytes of a string or an array that are remembered
 _FEW = 16  # numbers of a list, likewise
@@ -238,12 +239,8 @@ def _open(path: str | os.PathLike[str]) -> BinaryIO:
     name = os.fspath(path)
     try:
         file = open(name, "rb", buffering=_BUFFER)  # noqa: SIM115
-    except IsADirectoryError:
-        raise UsageError(f"{name}: is a directory, wanted a file; name the files in it.") from None
-    except FileNotFoundError:
-        raise UsageError(f"{name}: no such file. Check the path.") from None
     except OSError as error:
-        raise UsageError(f"{name}: cannot be opened ({error.strerror or error}).") from error
+        raise cannot_open(name, error) from error
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise UsageError(f"{name}: a pickle is read from a regular file, not from a pipe.")

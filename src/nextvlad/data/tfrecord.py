@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextvlad.data.window import ADVICE, WBITS, Compression, Window, compression_by_magic
-from nextvlad.errors import RecordError, RecordPlace, UsageError
-from nextvlad.files import NewFile
+from nextvlad.errors import RecordError, RecordPlace
+from nextvlad.files import NewFile, cannot_open
 
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
@@ -165,12 +165,8 @@ def _open(path: _Path) -> FileIO:
     name = os.fspath(path)
     try:
         return FileIO(name, "rb")
-    except IsADirectoryError:
-        raise UsageError(f"{name}: is a directory, wanted a file; name the files in it.") from None
-    except FileNotFoundError:
-        raise UsageError(f"{name}: no such file. Check the path.") from None
     except OSError as error:
-        raise UsageError(f"{name}: cannot be opened ({error.strerror or error}).") from error
+        raise cannot_open(name, error) from error
 
 
 def _window(path: _Path, file: FileIO, block: int) -> Window:

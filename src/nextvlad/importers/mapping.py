@@ -256,4 +256,7 @@ def _mixture_config(tensors: Mapping[str, NDArray[np.float32]], where: str) -> M
     )
     shared = {field.name: getattr(member, field.name) for field in fields(member) if field.name != "kind"}
     num_members = len({name.split(".")[1] for name in tensors if name.startswith("members.")})
-    return MixtureConfig(**shared, num_members=num_members, mixing_frames=_AUTHORS_FRAMES)
+    try:
+        return MixtureConfig(**shared, num_members=num_members, mixing_frames=_AUTHORS_FRAMES)
+    except ConfigError as error:
+        raise CheckpointError(f"{where}: no mixture of ours: {error}") from None

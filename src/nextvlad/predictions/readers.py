@@ -23,13 +23,20 @@ import numpy as np
 from nextvlad.errors import DataError, UsageError
 from nextvlad.predictions.binary_rows import parquet_rows, pickle_rows
 from nextvlad.predictions.row import BadRow, Prediction, ranked
-from nextvlad.predictions.text_rows import Row, head_of, is_gzip, is_kaggle_header, json_rows, kaggle_rows
+from nextvlad.predictions.text_rows import (
+    Row,
+    head_of,
+    is_gzip,
+    is_kaggle_header,
+    is_segments_header,
+    json_rows,
+    kaggle_rows,
+)
 
 Format = Literal["json", "kaggle", "parquet", "pickle", "segments"]
 
 _ROWS = {"json": json_rows, "kaggle": kaggle_rows, "parquet": parquet_rows, "pickle": pickle_rows}
 _UNIT = {"json": "line", "kaggle": "line", "parquet": "row", "pickle": "row"}
-_SEGMENT_HEADERS = (("class", "segments"), ("class id", "segment ids"))
 _HEAD_BYTES = 1 << 12
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"(l", b"]q", b"](", b"].")
 _KNOWN = {
@@ -74,7 +81,7 @@ def _csv_format(path: Path, line: bytes) -> Format:
     cells = [cell.strip().strip('"') for cell in line.decode("utf-8", "replace").split(",", 1)]
     if len(cells) == 2:
         second = cells[1].split()
-        if tuple(cell.lower() for cell in cells) in _SEGMENT_HEADERS:
+        if is_segments_header(cells):
             return "segments"
         if cells[0].isdecimal() and second and ":" in second[0]:
             return "segments"

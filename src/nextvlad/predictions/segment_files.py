@@ -21,9 +21,8 @@ from nextvlad.errors import DataError, OutputError, RecordError
 from nextvlad.files import NewFile, why
 from nextvlad.metrics.segments import SEGMENTS_A_CLASS, precision_of_ranking
 from nextvlad.predictions.row import MAX_CLASSES
-from nextvlad.predictions.text_rows import lines
+from nextvlad.predictions.text_rows import is_segments_header, lines
 
-_HEADERS = (("class", "segments"), ("class id", "segment ids"))
 _SEPARATORS = frozenset(',"')  # and white space of any kind
 
 
@@ -81,7 +80,7 @@ def read_segment_lists(path: Path) -> Iterator[SegmentList]:
         if not line.strip():
             continue
         cells = [cell.strip().strip('"') for cell in line.split(",", 1)]
-        is_header = first and tuple(cell.lower() for cell in cells) in _HEADERS
+        is_header = first and is_segments_header(cells)
         first = False
         if is_header:
             continue

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from nextvlad.errors import DataError, UsageError
-from nextvlad.files import why
+from nextvlad.errors import DataError
+from nextvlad.files import cannot_open, why
 from nextvlad.predictions.row import BadRow
 
 MAX_LINE = 1 << 26
@@ -27,6 +27,7 @@ _GZIP = b"\x1f\x8b"
 _CELL = r'("[^"]*(?:""[^"]*)*"|[^",]*)'
 _TWO_CELLS = re.compile(f"{_CELL},{_CELL}")
 _HEADER = ("videoid", "labelconfidencepairs")
+_SEGMENT_HEADERS = (("class", "segments"), ("class id", "segment ids"))
 
 
 class Row(NamedTuple):
@@ -46,10 +47,8 @@ def open_text(path: Path) -> BinaryIO:
     """
     try:
         file = path.open("rb")
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file. Check the path.") from None
     except OSError as error:
-        raise UsageError(f"{path}: cannot be opened ({why(error)}).") from error
+        raise cannot_open(str(path), error) from error
     if file.peek(2)[:2] != _GZIP:
         return file
     file.close()
@@ -161,11 +160,16 @@ def _flat(value: Any) -> Any:
     return value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list) else value
 
 
-# Kaggle 2018
+# Kaggle
+
+
+def is_segments_header(cells: list[str]) -> bool:
+    """Class,Segments of 2019, or as the starter code's README has it, in any letter case."""
+    return tuple(cell.strip().lower() for cell in cells) in _SEGMENT_HEADERS
 
 
 def is_kaggle_header(cells: list[str]) -> bool:
-    """VideoId,LabelConfidencePairs in any letter case."""
+    """VideoId,LabelConfidencePairs of 2018, in any letter case."""
     return tuple(cell.strip().lower() for cell in cells) == _HEADER
 
 
