@@ -544,7 +544,12 @@ def test_manifest_that_somebody_changed(tmp_path: Path) -> None:
                 with pytest.raises((DataError, UsageError)):
                     convert([source], out, workers=0)
                 assert names(out) == before, (key, value)
-    for content in (b"[" * 100_000 + b"\n", b"null\n", whole + whole, whole.replace(b"part1", b"part0")):
+    for content in (
+        b"[" * 100_000 + b"\n",
+        b"null\n",
+        whole + whole,
+        whole.replace(b"part1.tf", b"part0.tf"),
+    ):
         path.write_bytes(content)
         with pytest.raises(DataError, match="not a list of what was converted"):
             convert([source], out, workers=0)
