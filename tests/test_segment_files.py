@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,16 @@ def test_a_video_that_stands_twice_in_the_data() -> None:
     best.add(["a:0", "b:0", "a:0"], np.array([[1], [2], [3]], np.float32))
     assert list(best.lists()) == [(0, ["a:0", "b:0"])]
     assert best.num_repeated == 1
+
+
+def test_one_long_id_is_not_paid_for_by_all() -> None:
+    best = BestSegments(np.array([0]), max_segments=500)
+    ids = ["b" * 100_000 + ":0", *(f"a{number:04d}:0" for number in range(1000))]
+    tracemalloc.start()
+    best.add(ids, np.zeros((1001, 1), np.float32))
+    assert list(best.lists()) == [(0, ids[1:501])]
+    assert tracemalloc.get_traced_memory()[1] < 100_000_000  # 400 if each were as long
+    tracemalloc.stop()
 
 
 def test_memory_of_a_long_stream(monkeypatch: pytest.MonkeyPatch) -> None:

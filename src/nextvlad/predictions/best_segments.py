@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,11 +169,17 @@ class _SegmentNames:
     def order(self, numbers: NDArray[np.uint32]) -> NDArray[np.int64]:
         """What sorts these segments by video id and start."""
         runs, starts = self.places(numbers)
-        videos: Any = np.array([self._videos[run] for run in runs.tolist()])
-        order: NDArray[np.int64] = np.lexsort((starts, videos))
+        different, which = np.unique(runs, return_inverse=True)
+        ranks = _ranks([self._videos[run] for run in different.tolist()])
+        order: NDArray[np.int64] = np.lexsort((starts, ranks[which]))
         return order
 
     def ranks(self) -> NDArray[np.int64]:
         """The place of each run's video among all ids, sorted."""
-        rank = {video: index for index, video in enumerate(sorted(set(self._videos)))}
-        return np.array([rank[video] for video in self._videos], np.int64)
+        return _ranks(self._videos)
+
+
+def _ranks(videos: list[str]) -> NDArray[np.int64]:
+    """The place of each id among them all, sorted; an array of text would pad each id to the longest."""
+    rank = {video: index for index, video in enumerate(sorted(set(videos)))}
+    return np.array([rank[video] for video in videos], np.int64)
