@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -118,6 +119,17 @@ def test_damaged_ratings(record: VideoRecord, message: str) -> None:
     with pytest.raises(RecordError, match=message) as caught:
         rated_segments(record)
     assert "(video v)" in str(caught.value)
+
+
+def test_frames_beyond_the_most_are_not_even_copied() -> None:
+    record = video([(start, 100_000, 1, 1.0) for start in range(100)])
+    record.streams = {"rgb": np.zeros((1000, 512), np.uint8)}
+    tracemalloc.start()
+    parts = segments_of(record, "rated", max_frames=7)
+    assert tracemalloc.get_traced_memory()[1] < 2 * 100 * 7 * 512  # of 49 MB
+    tracemalloc.stop()
+    assert [len(part.streams["rgb"]) for part in parts] == [7] * 100
+    assert [len(part.streams["rgb"]) for part in segments_of(record, "all", max_frames=2)] == [2] * 200
 
 
 # The loader

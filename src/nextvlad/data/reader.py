@@ -276,17 +276,17 @@ class Reader:
 
     def _hold(self, content: _Content, place: RecordPlace, shard: int) -> list[_Held]:
         plan, copy = self._plan, None
+        max_frames = plan.max_frames if plan.segments is None else None
         try:
             if isinstance(content, VideoRecord):
-                record = _cut(content, plan.max_frames if plan.segments is None else None)
+                record = _cut(content, max_frames)
             else:
                 copy = self._copies.of(content)
-                max_frames = plan.max_frames if plan.segments is None else None
                 record = parse_video_record(copy, max_frames=max_frames, streams=self._names)
             if plan.segments is None:
                 records = [record]
             else:
-                records = [_cut(part, plan.max_frames) for part in segments_of(record, plan.segments)]
+                records = segments_of(record, plan.segments, max_frames=plan.max_frames)
         except RecordError as error:
             raise error.at(place) from None
         if not plan.with_labels:

@@ -26,16 +26,17 @@ _Classes = NDArray[np.int64]
 _NAMES = ("segment_start_times", "segment_end_times", "segment_labels", "segment_scores")
 
 
-def segments_of(record: VideoRecord, which: Segments) -> list[VideoRecord]:
+def segments_of(record: VideoRecord, which: Segments, *, max_frames: int | None = None) -> list[VideoRecord]:
     """The segments of a video, in the order of their times; `rated_segments` or `all_segments`."""
-    return rated_segments(record) if which == "rated" else all_segments(record)
+    return (rated_segments if which == "rated" else all_segments)(record, max_frames=max_frames)
 
 
-def rated_segments(record: VideoRecord) -> list[VideoRecord]:
+def rated_segments(record: VideoRecord, *, max_frames: int | None = None) -> list[VideoRecord]:
     """The judged segments of a video; none where nothing was judged.
 
     Args:
         record: a whole video, with all its frames.
+        max_frames: keep the first so many frames of each segment; None: all.
 
     Returns:
         A record for each different start: its own frames of each stream (copies), as `labels` the classes
@@ -66,20 +67,23 @@ def rated_segments(record: VideoRecord) -> list[VideoRecord]:
             ends[start],
             labels=np.array([label for label, score in judged.items() if score > 0], np.int64),
             rated=np.array(list(judged), np.int64),
+            max_frames=max_frames,
         )
         for start, judged in sorted(scores.items())
     ]
 
 
-def all_segments(record: VideoRecord) -> list[VideoRecord]:
+def all_segments(record: VideoRecord, *, max_frames: int | None = None) -> list[VideoRecord]:
     """Every five seconds of a video from its beginning, without labels; the last may be shorter.
+
+    `max_frames` is as for `rated_segments`.
 
     Source: YouTube-8M starter code of 2019, inference.py, whose candidates these are.
     """
     longest = max((len(frames) for frames in record.streams.values()), default=0)
     nothing = np.empty(0, np.int64)
     return [
-        _part(record, start, start + SEGMENT_SECONDS, labels=nothing, rated=None)
+        _part(record, start, start + SEGMENT_SECONDS, labels=nothing, rated=None, max_frames=max_frames)
         for start in range(0, longest, SEGMENT_SECONDS)
     ]
 
@@ -99,12 +103,19 @@ def _judgements(record: VideoRecord) -> tuple[list[int], list[int], list[int], l
 
 
 def _part(
-    record: VideoRecord, start: int, end: int, *, labels: _Classes, rated: _Classes | None
+    record: VideoRecord,
+    start: int,
+    end: int,
+    *,
+    labels: _Classes,
+    rated: _Classes | None,
+    max_frames: int | None,
 ) -> VideoRecord:
     return VideoRecord(
         video_id=f"{record.video_id}:{start}",
         labels=labels,
-        streams={name: np.array(frames[start:end]) for name, frames in record.streams.items()},
+        # Cut before they are copied: a segment may claim to last for the whole of a long video.
+        streams={name: np.array(frames[start:end][:max_frames]) for name, frames in record.streams.items()},
         stream_names=record.stream_names,
         rated=rated,
     )
