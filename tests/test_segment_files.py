@@ -138,6 +138,16 @@ def test_ids_that_would_break_the_file(tmp_path: Path, video_id: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_video_without_id(tmp_path: Path) -> None:
+    best = BestSegments(np.array([0]), max_segments=5)
+    best.add([":0", ":5", "b:0"], np.array([[0.5], [0.75], [0.25]], np.float32))
+    ((_, found),) = best.lists()
+    assert found == [":5", ":0", "b:0"]
+    with pytest.raises(DataError, match=r"s\.csv: a video without id cannot stand in it"):
+        write_segment_lists(tmp_path / "s.csv", [(0, found)])
+    assert not list(tmp_path.iterdir())
+
+
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(

@@ -139,7 +139,7 @@ class _SegmentNames:
         self._videos: list[str] = []
         self._firsts = array("q")  # number of each run's first segment
         self._starts = array("q")  # and its start, in seconds
-        self._next = ("", 0)
+        self._next = ("", -1)  # no segment's, whatever the first id is
 
     def extend(self, segment_ids: Sequence[str]) -> None:
         if self.count + len(segment_ids) > _MOST:

@@ -55,6 +55,10 @@ def write_segment_lists(path: Path, lists: Iterable[tuple[int, Sequence[str]]]) 
         file.write(b"Class,Segments\n")
         for label, segments in lists:
             for segment in segments:
+                if segment[0] == ":":
+                    raise DataError(
+                        f"{path}: a video without id cannot stand in it. Write a .jsonl file instead."
+                    )
                 if not _SEPARATORS.isdisjoint(segment) or segment.split() != [segment]:
                     raise DataError(
                         f"{path}: video {segment.rpartition(':')[0]!r} cannot stand in it: ids are parted by "
