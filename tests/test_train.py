@@ -15,9 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from makers import free_port, make_data, nextvlad
+from makers import free_port, make_data, make_record, nextvlad
 from nextvlad import checkpoint, optim
 from nextvlad.config import DataConfig, NeXtVLADConfig, OptimConfig, TrainConfig, to_json
+from nextvlad.data.tfrecord import RecordWriter
+from nextvlad.data.video_record import serialize_video_record
 from nextvlad.errors import (
     CheckpointError,
     ConfigError,
@@ -303,6 +305,16 @@ def test_streams_and_classes_come_from_the_data(data: dict[str, str], tmp_path: 
     model = checkpoint.load(tmp_path / "run").config
     assert {str(stream) for stream in model.streams} == {"rgb:12", "audio:6"}
     assert model.num_classes == 5
+
+
+def test_a_label_that_would_make_a_billion_classes(tmp_path: Path) -> None:
+    record = make_record(0, 5)
+    record.labels[0] = 10**9
+    with RecordWriter(tmp_path / "x.tfrecord") as writer:
+        writer.write(serialize_video_record(record))
+    data = {"train": str(tmp_path / "x.tfrecord"), "valid": str(tmp_path / "x.tfrecord")}
+    with pytest.raises(TrainingError, match=r"x\.tfrecord: a label 1,000,000,000; as many classes as"):
+        train(config(data), tmp_path / "run")
 
 
 def test_tensorboard(data: dict[str, str], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from nextvlad.models.inputs import read_whitening_factors
 from nextvlad.progress import ProgressBar, say
 
 _LOOK_AT = 1000  # videos looked at for labels before a long training starts
+_MOST_CLASSES = 1 << 20  # that labels alone, without a vocabulary, may ask for
 _OF_TRAINING = ("dropout", "distillation_weight", "temperature")  # a model's, but the recipe's to say
 
 
@@ -58,6 +59,12 @@ def settle(config: TrainConfig, *, init: Path | None) -> tuple[TrainConfig, Voca
         skip_damaged=config.data.skip_damaged,
         all_of_them=vocabulary is None and not model.num_classes,
     )
+    if vocabulary is None and not model.num_classes and largest >= _MOST_CLASSES:
+        raise TrainingError(
+            f"{' '.join(config.data.train)}: a label {largest:,}; as many classes as the data's labels go up "
+            f"to are made, at most {_MOST_CLASSES:,}. It is damaged, or give --data.vocabulary or "
+            "--model.num-classes."
+        )
     if vocabulary is not None and model.num_classes:
         vocabulary.check_size(model.num_classes, where=config.data.vocabulary or "vocabulary")
     model = with_streams(model, (), len(vocabulary) if vocabulary else largest + 1)
