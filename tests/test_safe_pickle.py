@@ -366,13 +366,13 @@ def test_many_values_of_a_byte_or_two_are_refused(
             read()
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 40 * len(raw)
+        assert peak < 60 * len(raw)
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_rows_of_the_fewest_bytes_are_no_bomb(monkeypatch: pytest.MonkeyPatch, protocol: int) -> None:
     monkeypatch.setattr("nextvlad.data.pickle_machine._ALLOWANCE", 100)
-    rows = [(f"{number:x}", [0.5], [number]) for number in range(2000)]
+    rows = [(f"{number:x}", [1], [number]) for number in range(2000)]
     raw = pickle.dumps(rows, protocol)
     assert loads(raw, where="x") == rows
     assert loads(pickletools.optimize(raw), where="x") == rows

@@ -12,7 +12,7 @@ program names. Three ways to tame it were weighed:
   whose number must fit its shape and type (`nextvlad.data.pickle_values`). What is left over is refused by
   name.
 
-So the memory taken is bounded by the file's real size (about 25 bytes a byte at worst: a list takes more
+So the memory taken is bounded by the file's real size (about 45 bytes a byte at worst: a list takes more
 than the byte that asks for it, so lists and remembered values are counted), and so is the result, walked in
 any way: nesting is at most 32 deep, nothing contains itself, and what the file refers to again counts again.
 All protocols (0 to 5), Python 2 and 3. `nextvlad.data.safe_pickle` has the functions to call.
@@ -49,7 +49,7 @@ from nextvlad.data.pickle_values import (
 
 _MAX_DEPTH = 32
 _ALLOWANCE = 1 << 16  # of each limit, so that what is small is never refused
-_BYTES_A_CONTAINER = 6  # of the file; what Python writes has more, also in rows of a single score
+_BYTES_A_CONTAINER = 4  # of the file; what Python writes has more, also in rows of a single number
 _BYTES_A_MEMORY = 4  # likewise, of a remembered value
 _SKIM_SIZE = 1 << 12
 _CONTAINERS = (list, dict, tuple, Arguments)
