@@ -21,6 +21,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from nextvlad.errors import ConfigError
 
+_LARGEST = 1 << 20  # size of a layer, so that no product of a few exceeds what torch counts with
 _STREAM_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -51,16 +52,10 @@ class StreamConfig:
             self.name,
             "a letter or _ and then letters, digits or _",
         )
-        _require(self.size >= 1, f"size of stream {self.name}", self.size, "1 or more")
-        _require(
-            self.clusters is None or self.clusters >= 1,
-            f"clusters of stream {self.name}",
-            self.clusters,
-            "1 or more",
-        )
-        _require(
-            self.groups is None or self.groups >= 1, f"groups of stream {self.name}", self.groups, "1 or more"
-        )
+        for what in ("size", "clusters", "groups"):
+            value = getattr(self, what)
+            if value is not None:
+                _require_size(f"{what} of stream {self.name}", value)
 
     def __str__(self) -> str:
         """As the command line spells it."""
@@ -122,9 +117,9 @@ class _NeXtVLADSettings:
 
     def __post_init__(self) -> None:
         _check_streams(self.streams)
-        _require(self.num_classes >= 0, "num_classes", self.num_classes, "0 or more")
+        _require_num_classes(self.num_classes)
         for name in ("clusters", "groups", "expansion", "hidden_size", "gating_reduction"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+            _require_size(name, getattr(self, name))
         _require(0.0 <= self.dropout < 1.0, "dropout", self.dropout, "0 or more and below 1")
         _require(self.batch_norm_epsilon > 0, "batch_norm_epsilon", self.batch_norm_epsilon, "above 0")
         _require(
@@ -222,7 +217,7 @@ class MeanPoolConfig:
 
     def __post_init__(self) -> None:
         _check_streams(self.streams)
-        _require(self.num_classes >= 0, "num_classes", self.num_classes, "0 or more")
+        _require_num_classes(self.num_classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,11 +240,22 @@ class MoEConfig:
 
     def __post_init__(self) -> None:
         _check_streams(self.streams)
-        _require(self.num_classes >= 0, "num_classes", self.num_classes, "0 or more")
+        _require_num_classes(self.num_classes)
         _require(1 <= self.num_experts <= 1024, "num_experts", self.num_experts, "1 to 1024")
 
 
 ModelConfig = NeXtVLADConfig | MixtureConfig | MeanPoolConfig | MoEConfig
+
+
+def _require_size(name: str, value: int) -> None:
+    """A size that layers are made of."""
+    _require(value >= 1, name, value, "1 or more")
+    _require(value <= _LARGEST, name, value, f"{_LARGEST} at most")
+
+
+def _require_num_classes(value: int) -> None:
+    _require(value >= 0, "num_classes", value, "0 or more")
+    _require(value < 1 << 31, "num_classes", value, "less than 2^31")
 
 
 def _check_streams(streams: tuple[StreamConfig, ...]) -> None:
