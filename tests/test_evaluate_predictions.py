@@ -195,7 +195,7 @@ def test_what_cannot_be_scored(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none of its 1 videos is among the 1 of .*first is x, theirs a\)"):
         evaluate_predictions(listed(tmp_path / "p.csv", {"x": {1: 0.5}}), [data])
     with pytest.raises(
-        DataError, match=r"first is a:5, theirs a\)\. These are segments; .*\.csv of `nextvlad"
+        DataError, match=r"first is a:5, theirs a\)\. These are segments: score them"
     ):
         evaluate_predictions(listed(tmp_path / "p.csv", {"a:5": {1: 0.5}}), [data])
     with pytest.raises(DataError, match=r"p.csv: no predictions in it"):
@@ -215,7 +215,7 @@ def test_what_cannot_be_scored(folder: Path, tmp_path: Path) -> None:
         evaluate_predictions(good, [str(tmp_path / "nowhere")])
     with pytest.raises(OutputError, match="a file is where a folder should be"):
         evaluate_predictions(good, [data], json_file=tmp_path / "empty" / "x.json")
-    with pytest.raises(UsageError, match=r"--segments: .*good.csv is a file of videos"):
+    with pytest.raises(DataError, match=r"no rated segments in it"):
         evaluate_predictions(good, [data], segments=True)
     (tmp_path / "p.csv").write_text("a,1 0.5\na,2 0.5\n")
     with pytest.raises(DataError, match=r"line 2: video a a second time"):

@@ -18,9 +18,10 @@ from nextvlad.data.tfrecord import RecordWriter
 from nextvlad.data.video_record import VideoRecord, serialize_video_record
 from nextvlad.errors import DataError, OutputError, UsageError
 from nextvlad.metrics import segment_map
-from nextvlad.predictions import best_segments
+from nextvlad.predictions import Prediction, best_segments, write_predictions
 from nextvlad.predictions.best_segments import BestSegments
 from nextvlad.predictions.segment_files import (
+    lists_of_rows,
     read_segment_lists,
     remarks,
     score_segment_file,
@@ -306,6 +307,8 @@ def test_a_file_scores_as_the_scores_it_came_from(
     best = BestSegments(np.arange(3), max_segments=most)
     best.add(ids, scores)
     write_segment_lists(folder / "s.csv", best.lists())
+    rows = (Prediction(name, [0, 1, 2], row.tolist()) for name, row in zip(ids, scores, strict=True))
+    write_predictions(folder / "s.jsonl", rows, None)
     value = segment_map(scores, labels, rated, max_segments=most)
     slow = []
     for column in range(3):
@@ -317,6 +320,21 @@ def test_a_file_scores_as_the_scores_it_came_from(
     if value == 0:  # perhaps nothing rated is listed at all
         return
     assert score_segment_file(folder / "s.csv", data)["segment_map"] == pytest.approx(value, rel=1e-12)
+    of_rows = score_segment_file(folder / "s.jsonl", data, max_segments=most)
+    assert of_rows["segment_map"] == pytest.approx(value, rel=1e-12)
+
+
+def test_rows_of_segments_as_lists() -> None:
+    rows = [
+        Prediction("b:5", [1, 2], [0.5, 0.25]),
+        Prediction("a:10", [1], [0.75]),
+        Prediction("a:5", [1], [0.5]),
+    ]
+    found = [(row.label, row.segments) for row in lists_of_rows(rows, where="p.jsonl")]
+    assert found == [(1, ["a:10", "a:5", "b:5"]), (2, ["b:5"])]
+    for name in ("a", "a:", ":5", "a:x", "a:-5"):
+        with pytest.raises(DataError, match=r"p.jsonl: row '.*', wanted a segment, VIDEO:START"):
+            list(lists_of_rows([Prediction(name, [], [])], where="p.jsonl"))
 
 
 def test_what_cannot_be_scored(tmp_path: Path, data: str) -> None:

@@ -194,7 +194,7 @@ def _evaluate(arguments: list[str]) -> int:
             top_k: Labels kept a video for GAP; 20, or all where there are fewer, if not given.
             no_map: Leave out the untruncated mAP, which keeps every score (on disk when many).
             segments: Score rated five-second segments (YouTube-8M 2019) on the classes they were rated for:
-                MAP@100,000 and the others.
+                MAP@100,000 and the others. With --predictions: the rows of FILE are segments.
             options: How to read and compute.
         """
         if predictions is not None or labels:

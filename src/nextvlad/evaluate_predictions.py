@@ -108,7 +108,7 @@ def evaluate_predictions(
         json_file: where the metrics go as well.
         top_k: classes kept a video for GAP, 1 or more; None: 20.
         with_map: also the untruncated mAP, where every list holds every class.
-        segments: refuse any file but one of segments.
+        segments: the rows of any file are segments, `VIDEO:START`.
         skip_damaged: leave out damaged records of the data.
 
     Returns:
@@ -123,12 +123,8 @@ def evaluate_predictions(
         raise UsageError(f"--top-k: got {top_k}, wanted 1 or more.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("prediction files are scored in one process; start it without torchrun.")
-    if detect(predictions) == "segments":
+    if detect(predictions) == "segments" or segments:
         return _evaluate_segments(predictions, data, json_file, top_k, skip_damaged)
-    if segments:
-        raise UsageError(
-            f"--segments: {predictions} is a file of videos; wanted one of segments, `Class,Segments`."
-        )
     kept = DEFAULT_TOP_K if top_k is None else top_k
     rows = read_predictions(predictions)
     first = next(rows, None)  # what is no prediction file is told before the data is read
@@ -140,7 +136,7 @@ def evaluate_predictions(
         theirs = next(iter(labels.number_of))
         advice = "Are these the predictions for this data?"
         if first.video_id.rpartition(":")[0] in labels.number_of:
-            advice = "These are segments; the file to score is the .csv of `nextvlad predict --segments`."
+            advice = "These are segments: score them with --segments."
         raise DataError(
             f"{predictions}: none of its {coverage.unknown:,} videos is among the {len(labels):,} of "
             f"{' '.join(data)} (its first is {first.video_id[:60]}, theirs {theirs[:60]}). {advice}"

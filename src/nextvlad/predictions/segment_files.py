@@ -10,6 +10,7 @@ A row is a class and its segments, best first, each `VIDEO:START`, without score
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,8 @@ from nextvlad.data.ratings import read_ratings
 from nextvlad.errors import DataError, OutputError, RecordError
 from nextvlad.files import NewFile, why
 from nextvlad.metrics.segments import SEGMENTS_A_CLASS, precision_of_ranking
-from nextvlad.predictions.row import MAX_CLASSES
+from nextvlad.predictions.readers import detect, read_predictions
+from nextvlad.predictions.row import MAX_CLASSES, Prediction
 from nextvlad.predictions.text_rows import is_segments_header, lines
 
 _SEPARATORS = frozenset(',"')  # and white space of any kind
@@ -30,7 +32,7 @@ class SegmentList(NamedTuple):
     """One row of a file."""
 
     line: int
-    """Counts from 1."""
+    """Counts from 1; 0 where it stands on no line."""
     label: int
     """The class."""
     segments: list[str]
@@ -116,6 +118,36 @@ def _class_of(cells: list[str], where: str) -> int:
     return int(text)
 
 
+def lists_of_rows(rows: Iterable[Prediction], *, where: str) -> Iterator[SegmentList]:
+    """Rows of segments (`VIDEO:START` as video id), from any prediction file, turned into lists of segments.
+
+    Ranked as `nextvlad predict --segments` ranks: by score, then video id, then start. A segment is on the
+    lists of the classes its row lists. Memory: 12 bytes a listed class, and about 100 bytes a segment.
+
+    Args:
+        rows: in any order, each segment once.
+        where: the file, for messages.
+
+    Raises:
+        DataError: a row that is none of a segment.
+    """
+    places: list[tuple[str, int]] = []
+    found: dict[int, tuple[array[float], array[int]]] = {}
+    for row in rows:
+        video, colon, start = row.video_id.rpartition(":")
+        if not (colon and video and start.isascii() and start.isdecimal()):
+            raise DataError(f"{where}: row {row.video_id[:60]!r}, wanted a segment, VIDEO:START, as kX4a:25.")
+        for label, score in zip(row.labels, row.scores, strict=True):
+            scores, numbers = found.setdefault(label, (array("d"), array("I")))
+            scores.append(score)
+            numbers.append(len(places))
+        places.append((video, int(start)))
+    for label in sorted(found):
+        pairs = zip(*found[label], strict=True)
+        best = sorted((-score, *places[number]) for score, number in pairs)
+        yield SegmentList(0, label, [f"{video}:{start}" for _, video, start in best], 0)
+
+
 def score_segment_file(
     path: Path,
     data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
@@ -125,6 +157,7 @@ def score_segment_file(
 ) -> dict[str, Any]:
     """MAP@K of a file against the rated segments of `data`, exactly as the competition scored it.
 
+    The file is one of `Class,Segments`, or any prediction file whose rows are segments (`lists_of_rows`).
     Each list is cut to its first K segments, then those without a rating for the class are left out. The mean
     is over all classes of the data that have a positive; one that the file does not list counts as 0.
     Repeated segments are left out before the cut. The ratings are kept in memory, about 200 bytes each.
@@ -159,7 +192,9 @@ def score_segment_file(
     counts = dict.fromkeys(
         ("num_listed", "num_repeated", "num_beyond", "num_unrated", "num_classes_without_positive"), 0
     )
-    for row in read_segment_lists(path):
+    is_lists = detect(path) == "segments"
+    lists = read_segment_lists(path) if is_lists else lists_of_rows(read_predictions(path), where=str(path))
+    for row in lists:
         of_class = rated.get(row.label, {})
         kept = row.segments[:max_segments]
         hits = [of_class[segment] for segment in kept if segment in of_class]
