@@ -8,6 +8,7 @@ import pytest
 
 from nextvlad.config import (
     MeanPoolConfig,
+    MixtureConfig,
     NeXtVLADConfig,
     StreamConfig,
     TrainConfig,
@@ -54,6 +55,7 @@ def test_wrong_files_are_refused_by_name(values: Any, message: str) -> None:
     [
         (NeXtVLADConfig, {"dropout": 1.0}, "dropout: got 1.0"),
         (NeXtVLADConfig, {"clusters": 10**30}, f"clusters: got {10**30}, wanted 1048576 at most"),
+        (MixtureConfig, {"mixing_frames": 10**30}, f"mixing_frames: got {10**30}, wanted 1048576 at most"),
         (NeXtVLADConfig, {"num_classes": 10**30}, f"num_classes: got {10**30}, wanted less than 2"),
         (NeXtVLADConfig, {"hidden_size": 10}, "hidden_size: got 10, wanted a multiple of gating_reduction"),
         (

@@ -189,12 +189,8 @@ class MixtureConfig(_NeXtVLADSettings):
         for name in ("distillation_weight", "temperature"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value >= 0, name, value, "0 or more")
-        _require(
-            self.mixing_frames is None or self.mixing_frames >= 1,
-            "mixing_frames",
-            self.mixing_frames,
-            "1 or more",
-        )
+        if self.mixing_frames is not None:
+            _require_size("mixing_frames", self.mixing_frames)
 
     def member(self) -> NeXtVLADConfig:
         """The configuration of one member."""
@@ -248,7 +244,7 @@ ModelConfig = NeXtVLADConfig | MixtureConfig | MeanPoolConfig | MoEConfig
 
 
 def _require_size(name: str, value: int) -> None:
-    """A size that layers are made of."""
+    """A size that layers are made of, or what they divide by."""
     _require(value >= 1, name, value, "1 or more")
     _require(value <= _LARGEST, name, value, f"{_LARGEST} at most")
 
