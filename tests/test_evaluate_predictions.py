@@ -194,9 +194,7 @@ def test_what_cannot_be_scored(folder: Path, tmp_path: Path) -> None:
     good = listed(tmp_path / "good.csv", {"a": {1: 0.5}})
     with pytest.raises(DataError, match=r"none of its 1 videos is among the 1 of .*first is x, theirs a\)"):
         evaluate_predictions(listed(tmp_path / "p.csv", {"x": {1: 0.5}}), [data])
-    with pytest.raises(
-        DataError, match=r"first is a:5, theirs a\)\. These are segments: score them"
-    ):
+    with pytest.raises(DataError, match=r"first is a:5, theirs a\)\. These are segments: score them"):
         evaluate_predictions(listed(tmp_path / "p.csv", {"a:5": {1: 0.5}}), [data])
     with pytest.raises(DataError, match=r"p.csv: no predictions in it"):
         evaluate_predictions(listed(tmp_path / "p.csv", {}), [data])
