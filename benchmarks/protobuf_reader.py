@@ -7,7 +7,7 @@ checksums, parse the SequenceExample, join the frames of the lists. Needs the ex
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import google_crc32c
@@ -21,6 +21,7 @@ _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
 _PACKAGE = "nextvlad.benchmark"
 _Field = descriptor_pb2.FieldDescriptorProto
+_Join = Callable[[list[bytes], int], NDArray[np.uint8]]
 
 
 class Packed(NamedTuple):
@@ -38,18 +39,23 @@ def batches(
     num_classes: int,
     batch_size: int,
     max_frames: int,
+    frame_by_frame: bool = False,
 ) -> Iterator[Packed]:
-    """All records of some plain files, `batch_size` at a time."""
+    """All records of some plain files, `batch_size` at a time.
+
+    `frame_by_frame` makes an array of each frame and stacks them; else the bytes are joined first.
+    """
     sequence_example = sequence_example_class()
+    join = _stacked if frame_by_frame else _joined
     waiting = []
     for path in paths:
         for payload in _payloads(path):
             waiting.append(sequence_example.FromString(payload))
             if len(waiting) == batch_size:
-                yield _pack(waiting, streams, num_classes, max_frames)
+                yield _pack(waiting, streams, num_classes, max_frames, join)
                 waiting = []
     if waiting:
-        yield _pack(waiting, streams, num_classes, max_frames)
+        yield _pack(waiting, streams, num_classes, max_frames, join)
 
 
 def _payloads(path: str) -> Iterator[bytes]:
@@ -70,7 +76,7 @@ def _masked_crc(data: bytes) -> int:
 
 
 def _pack(
-    examples: Sequence[Any], streams: Sequence[StreamConfig], num_classes: int, max_frames: int
+    examples: Sequence[Any], streams: Sequence[StreamConfig], num_classes: int, max_frames: int, join: _Join
 ) -> Packed:
     ids = []
     labels = np.zeros((len(examples), num_classes), np.bool_)
@@ -86,13 +92,19 @@ def _pack(
             frames[stream.name].extend(one.bytes_list.value[0] for one in found[:max_frames])
             offsets[stream.name].append(len(frames[stream.name]))
     packed = {
-        stream.name: (
-            np.frombuffer(b"".join(frames[stream.name]), np.uint8).reshape(-1, stream.size),
-            np.array(offsets[stream.name]),
-        )
+        stream.name: (join(frames[stream.name], stream.size), np.array(offsets[stream.name]))
         for stream in streams
     }
     return Packed(ids, labels, packed)
+
+
+def _joined(frames: list[bytes], size: int) -> NDArray[np.uint8]:
+    return np.frombuffer(b"".join(frames), np.uint8).reshape(-1, size)
+
+
+def _stacked(frames: list[bytes], size: int) -> NDArray[np.uint8]:
+    arrays = [np.frombuffer(frame, np.uint8) for frame in frames]
+    return np.stack(arrays) if arrays else np.empty((0, size), np.uint8)
 
 
 def sequence_example_class() -> Any:

@@ -1,0 +1,151 @@
+"""The README's table of speeds, from the files in benchmarks/results.
+
+`python benchmarks/table.py` prints it; with `--write` it replaces what stands between the markers in the
+README. A row whose comparison nobody has measured is left out. Of several results the last counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- speed -->", "<!-- /speed -->"
+
+_Results = dict[tuple[str, str], dict[str, Any]]
+
+
+class Row(NamedTuple):
+    """One line of the table: which ratio of which comparison, and how to say it."""
+
+    what: str
+    comparison: str
+    other: str
+    text: str
+    against: str
+
+
+ROWS = (
+    Row("reading", "YouTube-8M, made up, one process", "protobuf", "reading, YouTube-8M's shape", "protobuf"),
+    Row(
+        "reading",
+        "YouTube-8M, made up, one process",
+        "protobuf, frame by frame",
+        "the same",
+        "protobuf, an array for each frame",
+    ),
+    Row(
+        "reading",
+        "YouTube-8M, made up, one process",
+        "tf.data, one thread",
+        "the same",
+        "tf.data, one thread",
+    ),
+    Row("reading", "AudioSet, one process", "protobuf", "reading, AudioSet", "protobuf"),
+    Row(
+        "reading",
+        "YouTube-8M, made up, reader processes",
+        "1 process",
+        "two reader processes",
+        "one",
+    ),
+    Row("metrics", "exact GAP", "plain Python", "exact GAP, 22 million pairs", "plain Python"),
+    Row(
+        "metrics",
+        "keeping all metrics",
+        "forward pass",
+        "keeping all metrics, 3,862 classes",
+        "a forward pass",
+    ),
+)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--write", action="store_true", help="into the README")
+    table = speed_table(read_results(ROOT / "benchmarks" / "results"))
+    if options.parse_args().write:
+        readme = ROOT / "README.md"
+        readme.write_text(insert(readme.read_text(encoding="utf-8"), table), encoding="utf-8")
+    else:
+        print(table)
+
+
+def read_results(folder: Path) -> _Results:
+    """(what, comparison) -> the last comparison of that name, with `record`, the whole it came from."""
+    records = [
+        json.loads(line) for path in folder.glob("*.jsonl") for line in path.read_text("utf-8").splitlines()
+    ]
+    found: _Results = {}
+    for record in sorted(records, key=lambda record: str(record["date"])):
+        for comparison in record["comparisons"]:
+            found[record["what"], comparison["name"]] = comparison | {"record": record}
+    return found
+
+
+def speed_table(results: _Results, rows: tuple[Row, ...] = ROWS) -> str:
+    """Markdown; says so where there is nothing yet."""
+    lines = []
+    used = []
+    for row in rows:
+        comparison = results.get((row.what, row.comparison))
+        ratio = comparison["ratios"].get(row.other) if comparison else None
+        if comparison is None or ratio is None:
+            continue
+        ours = next(iter(comparison["timings"].values()))["per_second"]
+        low, high = (_short(value) for value in ratio["quartiles"])
+        wanted = f"{ratio['wanted']:g}x" if ratio["wanted"] else ""
+        lines.append(
+            f"| {row.text} | {_rate(ours)} {comparison['unit']}/s | {row.against} "
+            f"| **{_short(ratio['ratio'])}x** | {low} to {high} | {wanted} |"
+        )
+        used.append(comparison["record"])
+    startup = results.get(("startup", "help"))
+    if startup:
+        seconds = startup["timings"]["nextvlad --help"]["median_s"]
+        lines.append(
+            f"| `nextvlad --help` | {seconds:.2f} s | | | | below {startup['facts']['wanted_s']} s |"
+        )
+        used.append(startup["record"])
+    if not lines:
+        return "Nothing has been measured yet."
+    head = ["| what | here | against | ratio | quartiles | aim |", "|---|---|---|---|---|---|"]
+    return "\n".join([*head, *lines, "", _where(used)])
+
+
+def insert(text: str, table: str) -> str:
+    """The text with the table between its markers."""
+    pattern = re.compile(f"(?<={re.escape(BEGIN)}\n\n).*?(?=\n\n{re.escape(END)})", re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise SystemExit(f"wanted {BEGIN} and {END} once, with empty lines inside and something between")
+    return pattern.sub(lambda _: table, text)
+
+
+def _where(records: list[dict[str, Any]]) -> str:
+    machines = sorted({_machine(record["environment"]) for record in records})
+    return f"Measured on {'; '.join(machines)}; [benchmarks](benchmarks/README.md) says how."
+
+
+def _machine(environment: dict[str, Any]) -> str:
+    found = environment.get("gpu") or f"{environment['cpu']}, {environment['cores']} cores"
+    return re.sub(r"\((R|TM)\)", "", found)
+
+
+def _rate(value: float) -> str:
+    if value >= 1e6:
+        return f"{value / 1e6:.0f} million"
+    digits = max(0, len(str(int(value))) - 3)
+    return f"{round(value, -digits):,.0f}"
+
+
+def _short(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Every benchmark runs, with tiny sizes; the README has the table that the results give."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from makers import SIZES, make_data
+from nextvlad.config import StreamConfig
+from nextvlad.data.batch import collate
+from nextvlad.data.sources import read
+from nextvlad.metrics import gap
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+SCRIPTS = ("reading", "metrics", "startup")
+
+
+def load(name: str) -> ModuleType:
+    """A benchmark's module, without running it."""
+    specification = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_benchmark_runs_and_keeps_its_result(script: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", FOLDER / f"{script}.py", "--quick", "--out", tmp_path]
+    done = subprocess.run(
+        list(map(str, command)),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout.splitlines()[-1])
+    assert (record["what"], record["quick"]) == (script, True)
+    assert record["environment"]["versions"]["numpy"] == np.__version__
+    for comparison in record["comparisons"]:
+        assert all(timing["median_s"] > 0 for timing in comparison["timings"].values())
+        assert list(comparison["ratios"]) == list(comparison["timings"])[1:]
+    (file,) = tmp_path.glob(f"{script}_*.jsonl")
+    assert json.loads(file.read_text()) == record
+
+
+def test_alternatives_take_turns() -> None:
+    measure = load("measure")
+    calls: list[str] = []
+
+    def note(name: str) -> Any:
+        return lambda: calls.append(name) or 10
+
+    comparison = measure.compare("c", {"a": note("a"), "b": note("b")}, unit="calls", rounds=2, warmup=1)
+    assert "".join(calls) == "ababab"
+    assert [len(timing.seconds) for timing in comparison.timings.values()] == [2, 2]
+
+
+def test_ratio_is_that_of_the_rates() -> None:
+    measure = load("measure")
+    timings = {"ours": measure.Timing([1.0, 2.0, 3.0], 10), "theirs": measure.Timing([2.0, 2.0, 3.0], 5)}
+    ratios = measure.Comparison("c", "videos", timings, {"theirs": 2.0}, {}).ratios()
+    assert ratios == {"theirs": {"ratio": 2.0, "quartiles": [2.0, 3.0], "wanted": 2.0}}
+
+
+def test_protobuf_reader_gives_our_batches(tmp_path: Path) -> None:
+    pytest.importorskip("google.protobuf", reason="needs the extra bench")
+    reader = load("protobuf_reader")
+    path = make_data(tmp_path, "train", num_videos=7, num_shards=1)
+    streams = [StreamConfig(name=name, size=size) for name, size in SIZES.items()]
+    wanted = collate(list(read([path], max_frames=5)), streams=streams, num_classes=5)
+    for frame_by_frame in (False, True):
+        (batch,) = reader.batches(
+            [path.replace("*", "0")],
+            streams,
+            num_classes=5,
+            batch_size=10,
+            max_frames=5,
+            frame_by_frame=frame_by_frame,
+        )
+        assert batch.video_ids == wanted.video_ids
+        assert np.array_equal(batch.labels, wanted.labels)
+        for name, (values, offsets) in batch.streams.items():
+            assert np.array_equal(values, wanted.streams[name].values)
+            assert np.array_equal(offsets, wanted.streams[name].offsets)
+
+
+def test_plain_python_gap_agrees() -> None:
+    numbers = np.random.default_rng(0)
+    scores = numbers.permutation(600).reshape(30, 20) / 600
+    labels = numbers.random((30, 20)) < 0.1
+    theirs = load("starter_gap").gap(scores.ravel().tolist(), labels.ravel().tolist(), int(labels.sum()))
+    assert theirs == pytest.approx(gap(scores, labels), abs=1e-12)
+
+
+def test_readme_has_the_table_of_the_results() -> None:
+    table = load("table")
+    readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    wanted = table.insert(readme, table.speed_table(table.read_results(FOLDER / "results")))
+    assert readme == wanted, "python benchmarks/table.py --write"
+
+
+def test_table_takes_the_last_result_and_leaves_out_what_there_is_none_of(tmp_path: Path) -> None:
+    table = load("table")
+    for day, ratio in ((2, 4.0), (1, 3.0)):
+        (tmp_path / f"{day}.jsonl").write_text(json.dumps(_record(day, ratio)) + "\n")
+    rows = (table.Row("w", "c", "theirs", "this", "that"), table.Row("w", "c", "nobody", "no", "no"))
+    text = table.speed_table(table.read_results(tmp_path), rows)
+    assert "| this | 1,230 videos/s | that | **4.00x** | 3.90 to 4.10 | 2x |" in text.splitlines()
+    assert "| no |" not in text
+    assert "Intel Xeon, 2 cores" in text
+    assert table.speed_table({}, rows) == "Nothing has been measured yet."
+
+
+def _record(day: int, ratio: float) -> dict[str, Any]:
+    timings = {"ours": {"per_second": 1234.0}, "theirs": {"per_second": 1234.0 / ratio}}
+    ratios = {"theirs": {"ratio": ratio, "quartiles": [ratio - 0.1, ratio + 0.1], "wanted": 2.0}}
+    comparison = {"name": "c", "unit": "videos", "timings": timings, "ratios": ratios, "facts": {}}
+    environment = {"cpu": "Intel(R) Xeon", "cores": 2}
+    return {"what": "w", "date": f"2030-01-0{day}", "environment": environment, "comparisons": [comparison]}
