@@ -18,6 +18,7 @@ WITHOUT_TORCH = [
     "config",
     "recipes plots progress files",
     "data.window data.protobuf",
+    "data.usual_layout",
     "data.tfrecord",
     "data.video_record",
     "data.segments data.pickle_values data.pickle_opcodes",

@@ -16,6 +16,7 @@ from nextvlad.data import protobuf, video_record
 from nextvlad.data.protobuf import encode_varint
 from nextvlad.data.sources import read
 from nextvlad.data.tfrecord import RecordWriter, read_records
+from nextvlad.data.usual_layout import usual_layout
 from nextvlad.data.video_record import VideoRecord, parse_video_record, serialize_video_record
 from nextvlad.errors import RecordError, RecordPlace, UsageError
 
@@ -58,6 +59,7 @@ def with_stream(*frames: bytes, name: str = "rgb") -> bytes:
 def parse_slowly(payload: bytes, **options: Any) -> VideoRecord:
     """The general parser alone."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(video_record, "usual_layout", lambda data: None)
         patch.setattr(video_record, "_strided", lambda *arguments: None)
         return parse_video_record(payload, **options)
 
@@ -394,6 +396,18 @@ def test_strided_views_equal_the_general_parser(payload: bytes, max_frames: int 
         assert same(fast, slow)
 
 
+def test_the_usual_layout_is_read_the_short_way() -> None:
+    record = VideoRecord("abcd", np.array([3, 300]), {"rgb": np.zeros((2, 4), np.uint8)}, {"start": [1.5]})
+    assert usual_layout(memoryview(serialize_video_record(record))) is not None
+
+
+@pytest.mark.parametrize("labels", [[-1], [1 << 56], [1 << 62]])
+def test_numbers_that_are_too_long_for_the_short_way(labels: list[int]) -> None:
+    payload = sequence([ID, entry("labels", ints_feature(*labels))])
+    assert usual_layout(memoryview(payload)) is None
+    assert parse_video_record(payload).labels.tolist() == labels
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=60))
 def test_noise_is_refused_without_another_exception(payload: bytes) -> None:
@@ -401,7 +415,12 @@ def test_noise_is_refused_without_another_exception(payload: bytes) -> None:
 
 
 def test_a_record_cut_or_changed_anywhere_never_raises_another_exception() -> None:
-    record = VideoRecord("abcd", np.array([3]), {"rgb": np.arange(12, dtype=np.uint8).reshape(3, 4)})
+    record = VideoRecord(
+        "abcd",
+        np.array([3, 300, 70000]),
+        {"rgb": np.arange(12, dtype=np.uint8).reshape(3, 4), "audio": np.zeros((2, 2), np.uint8)},
+        {"start": [1.5], "segments": [5, 1 << 60]},
+    )
     payload = serialize_video_record(record)
     for cut in range(len(payload)):
         outcome(parse_video_record, payload[:cut])

@@ -11,6 +11,7 @@ whose name begins with mean_, as mean_rgb and mean_audio, become streams of one 
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from nextvlad.data import protobuf
 from nextvlad.data.protobuf import BYTES_LIST, FLOAT_LIST, INT64_LIST, KIND_NAMES, LENGTH, Values
+from nextvlad.data.usual_layout import Context, usual_layout
 from nextvlad.errors import RecordError, RecordPlace, UsageError
 
 _ID_KEYS = ("id", "video_id")
@@ -86,12 +88,7 @@ def parse_video_record(
         raise UsageError(f"max_frames: got {max_frames}, wanted 1 or more.")
     array = np.frombuffer(payload, np.uint8) if isinstance(payload, bytes) else payload
     data = array.data
-    features: dict[str, _Spans] = {}
-    lists: dict[str, _Spans] = {}
-    for number, wire, start, stop in protobuf.fields(data, 0, len(array)):
-        if wire == LENGTH and number in (1, 2):
-            _read_map(data, start, stop, features if number == 1 else lists)
-    context = {name: protobuf.feature(data, spans) for name, spans in features.items()}
+    context, lists = usual_layout(data) or _any_layout(data)
     id_key, video_id = _take_id(context)
     try:
         labels = _take_labels(context)
@@ -164,6 +161,16 @@ def _bytes_header(size: int) -> bytes:
     return b"\x0a" + protobuf.encode_varint(len(values) + len(value) + size) + values + value
 
 
+def _any_layout(data: memoryview) -> tuple[Context, dict[str, _Spans]]:
+    """The context features and where the feature lists are, in any valid SequenceExample."""
+    features: dict[str, _Spans] = {}
+    lists: dict[str, _Spans] = {}
+    for number, wire, start, stop in protobuf.fields(data, 0, len(data)):
+        if wire == LENGTH and number in (1, 2):
+            _read_map(data, start, stop, features if number == 1 else lists)
+    return {name: protobuf.feature(data, spans) for name, spans in features.items()}, lists
+
+
 def _read_map(data: memoryview, start: int, stop: int, into: dict[str, _Spans]) -> None:
     """Entries of a Features or FeatureLists message; of a repeated key the last counts."""
     for number, wire, a, b in protobuf.fields(data, start, stop):
@@ -172,7 +179,7 @@ def _read_map(data: memoryview, start: int, stop: int, into: dict[str, _Spans]) 
             into[name] = value
 
 
-def _take_id(context: dict[str, tuple[int, Values]]) -> tuple[str, str]:
+def _take_id(context: Context) -> tuple[str, str]:
     """Remove the id from the context: its key, and the id."""
     for key in _ID_KEYS:
         kind, values = context.get(key, (0, []))
@@ -187,14 +194,14 @@ def _take_id(context: dict[str, tuple[int, Values]]) -> tuple[str, str]:
     )
 
 
-def _take_labels(context: dict[str, tuple[int, Values]]) -> NDArray[np.int64]:
+def _take_labels(context: Context) -> NDArray[np.int64]:
     kind, values = context.pop(_LABELS, (0, []))
     if kind not in (0, INT64_LIST):
         raise RecordError(f"labels are a list of {KIND_NAMES[kind]}, wanted int64.")
     return np.array(values, np.int64)
 
 
-def _take_vectors(context: dict[str, tuple[int, Values]]) -> dict[str, NDArray[np.float32]]:
+def _take_vectors(context: Context) -> dict[str, NDArray[np.float32]]:
     """Remove a tf.Example's mean vectors from the context: name -> [1, D].
 
     By their names, since the bytes do not tell an Example from a SequenceExample without frames.
@@ -236,10 +243,16 @@ def _strided(
         count = max_frames
     elif rest:
         return None
-    rows = array[start : start + count * stride].reshape(count, stride)
-    if not (rows[:, :header] == rows[0, :header]).all():
+    # As items of `header` bytes: compared at once, which rows and columns of single bytes are not.
+    headers: NDArray[Any] = np.ndarray(count, _item(header), array, start, (stride,))
+    if headers.tobytes() != bytes(data[start:position]) * count:
         return None
-    return rows[:, header:]
+    return np.ndarray((count, stride - header), np.uint8, array, position, (stride, 1))
+
+
+@functools.cache
+def _item(size: int) -> np.dtype[np.void]:
+    return np.dtype((np.void, size))
 
 
 def _frame_by_frame(data: memoryview, name: str, spans: _Spans, max_frames: int | None) -> NDArray[Any]:
