@@ -60,7 +60,7 @@ def main() -> None:
         model = build_model(config).eval()
     batch = batch.to("cpu")  # or "cuda", with the model there too
     with torch.inference_mode():
-        descriptors = model.describe(batch)
+        descriptors = model.describe(model.aggregate(batch))
         logits = model(batch)
     print(f"describe  {list(descriptors.shape)} {descriptors.dtype}")
     print(f"logits    {list(logits.shape)} {logits.dtype}")

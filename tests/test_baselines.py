@@ -131,7 +131,7 @@ def test_video_level_floats(tmp_path: Path) -> None:
         MixtureOfExperts(MoEConfig(streams=streams, num_classes=4)),
     ):
         with torch.no_grad():
-            torch.testing.assert_close(model.describe(batch), torch.from_numpy(numbers))
+            torch.testing.assert_close(model.describe(model.aggregate(batch)), torch.from_numpy(numbers))
             assert model(batch).shape == (3, 4)
 
 

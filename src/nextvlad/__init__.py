@@ -21,6 +21,7 @@ _HOMES = {
     "Vocabulary": "nextvlad.data.vocabulary",
     "build_model": "nextvlad.models",
     "collate": "nextvlad.data.batch",
+    "for_inference": "nextvlad.models",
     "load": "nextvlad.checkpoint",
     "read": "nextvlad.data.sources",
 }
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from nextvlad.data.vocabulary import Vocabulary as Vocabulary
     from nextvlad.errors import NextvladError as NextvladError
     from nextvlad.models import build_model as build_model
+    from nextvlad.models import for_inference as for_inference
 
 
 def __getattr__(name: str) -> Any:

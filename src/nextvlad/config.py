@@ -408,6 +408,10 @@ class TrainConfig:
         )
 
 
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+"""Of the products in inference. int8: bytes times weights rounded to eight bits, the rest in bf16."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class InferenceOptions:
     """How `evaluate` and `predict` read the data and compute; nothing here is kept with a result."""
@@ -420,8 +424,8 @@ class InferenceOptions:
     """Reader processes beside this one."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the matrix products."""
+    precision: Precision = "fp32"
+    """Of the matrix products; int8 is for CPUs."""
     skip_damaged: bool = False
     """Skip damaged records and list them, instead of stopping."""
 

@@ -16,10 +16,10 @@ from nextvlad.data.loader import FrameLoader
 from nextvlad.data.segments import Segments
 from nextvlad.errors import DataError
 from nextvlad.files import write_json
-from nextvlad.inference import autocast, check_finite, open_checkpoint, settle_top_k, tell_damage
+from nextvlad.inference import check_finite, open_checkpoint, settle_top_k, tell_damage
 from nextvlad.metrics import MetricAccumulator, SegmentAccumulator
 from nextvlad.metrics.segments import SEGMENTS_A_CLASS
-from nextvlad.models import Model
+from nextvlad.models import InferenceModel
 from nextvlad.progress import ProgressBar
 
 _ROWS = {
@@ -39,11 +39,9 @@ _ROWS = {
 
 @torch.inference_mode()
 def score(
-    model: Model,
+    model: InferenceModel,
     loader: FrameLoader,
     *,
-    device: torch.device,
-    precision: str = "fp32",
     top_k: int = 20,
     with_map: bool = True,
     num_videos: int | None = None,
@@ -56,10 +54,8 @@ def score(
     length cannot block each other.
 
     Args:
-        model: in evaluation mode.
+        model: put into inference.
         loader: one epoch, unshuffled.
-        device: where the model is.
-        precision: of the matrix products.
         top_k: for GAP.
         with_map: also the untruncated mAP, which keeps every score (4 bytes a video and class).
         num_videos: for the progress bar.
@@ -81,9 +77,8 @@ def score(
     unit = "segments" if segments else "videos"
     with ProgressBar("Evaluating", total=num_videos, unit=unit, show=show and distributed.is_main()) as bar:
         for batch in loader:
-            on_device = batch.to(device, non_blocking=True)
-            with autocast(device, precision):
-                logits = model(on_device).float()
+            on_device = batch.to(model.device, non_blocking=True)
+            logits = model(on_device)
             check_finite(logits, batch.video_ids)
             rated = None if on_device.rated is None else on_device.rated.float()
             losses = functional.binary_cross_entropy_with_logits(
@@ -153,8 +148,6 @@ def evaluate(
             result = score(
                 opened.model,
                 opened.loader,
-                device=opened.device,
-                precision=options.precision,
                 top_k=kept,
                 with_map=with_map,
                 num_videos=opened.total,

@@ -19,14 +19,13 @@ from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import DataError, UsageError
 from nextvlad.inference import (
     Opened,
-    autocast,
     check_finite,
     open_checkpoint,
     settle_top_k,
     tell_damage,
 )
 from nextvlad.metrics.segments import SEGMENTS_A_CLASS
-from nextvlad.models import Model
+from nextvlad.models import InferenceModel, Model
 from nextvlad.predictions import Prediction, write_predictions, writer_for
 from nextvlad.predictions.best_segments import BestSegments
 from nextvlad.predictions.segment_files import write_segment_lists
@@ -35,15 +34,15 @@ from nextvlad.progress import ProgressBar, say
 
 
 @torch.inference_mode()
-def predict_batch(
-    model: Model, batch: FrameBatch, *, top_k: int = 20, precision: str = "fp32"
-) -> list[Prediction]:
+def predict_batch(model: Model | InferenceModel, batch: FrameBatch, *, top_k: int = 20) -> list[Prediction]:
     """The `top_k` best classes of each video of a batch that is on the model's device.
+
+    The model is in evaluation mode, or put into inference (`nextvlad.for_inference`), which is faster.
 
     Raises:
         DataError: the model's output is not finite.
     """
-    probabilities = torch.sigmoid(_logits(model, batch, precision))
+    probabilities = torch.sigmoid(_logits(model, batch))
     # A stable sort of all classes, not topk: topk leaves the order of equal scores open.
     scores, labels = torch.sort(probabilities, dim=1, descending=True, stable=True)
     return [
@@ -54,10 +53,9 @@ def predict_batch(
     ]
 
 
-def _logits(model: Model, batch: FrameBatch, precision: str) -> Tensor:
+def _logits(model: Model | InferenceModel, batch: FrameBatch) -> Tensor:
     """[B, C] float32, finite."""
-    with autocast(next(model.parameters()).device, precision):
-        logits: Tensor = model(batch).float()
+    logits: Tensor = model(batch)
     check_finite(logits, batch.video_ids)
     return logits
 
@@ -113,7 +111,7 @@ def predict(
     if lists:
         wanted = read_classes(classes, opened.model.config.num_classes)
         best = BestSegments(wanted, max_segments=max_segments or SEGMENTS_A_CLASS)
-        return _predict_lists(opened, best, wanted, data, out, options.precision)
+        return _predict_lists(opened, best, wanted, data, out)
     unit = "segments" if segments else "videos"
     names = opened.model.vocabulary
     if vocabulary is not None:
@@ -126,7 +124,7 @@ def predict(
         with opened.loader, ProgressBar("Predicting", total=opened.total, unit=unit) as bar:
             for batch in opened.loader:
                 on_device = batch.to(opened.device, non_blocking=True)
-                yield from predict_batch(opened.model, on_device, top_k=kept, precision=options.precision)
+                yield from predict_batch(opened.model, on_device, top_k=kept)
                 seen += batch.num_videos
                 bar.advance(batch.num_videos)
         _check_seen(opened, seen, data)
@@ -151,13 +149,12 @@ def _predict_lists(
     classes: NDArray[np.int64],
     data: Sequence[str],
     out: Path,
-    precision: str,
 ) -> int:
     """The best segments of each class into a `Class,Segments` file; returns the number of segments seen."""
     columns = torch.from_numpy(classes).to(opened.device)
     with opened.loader, ProgressBar("Predicting", total=None, unit="segments") as bar:
         for batch in opened.loader:
-            logits = _logits(opened.model, batch.to(opened.device, non_blocking=True), precision)
+            logits = _logits(opened.model, batch.to(opened.device, non_blocking=True))
             # Logits rank as probabilities do, which a sigmoid near 1 rounds to one and the same number.
             best.add(batch.video_ids, logits[:, columns].cpu().numpy())
             bar.advance(batch.num_videos)

@@ -28,7 +28,7 @@ from nextvlad.errors import CheckpointError, ConfigError, OutputError, RecordErr
 from nextvlad.evaluate import check_scored, score
 from nextvlad.files import write_json
 from nextvlad.inference import autocast, tell_damage
-from nextvlad.models import Model, build_model, count_parameters
+from nextvlad.models import Model, build_model, count_parameters, for_inference
 from nextvlad.models.base import TrainingLoss
 from nextvlad.models.inputs import Mixup
 from nextvlad.progress import ProgressBar, say
@@ -350,10 +350,8 @@ class _Run:
         ) as loader:
             small = (self.num_valid or 0) * config.model.num_classes <= _LARGEST_MAP
             result: dict[str, Any] = score(
-                self.model,
+                for_inference(self.model, config.precision),
                 loader,
-                device=self.device,
-                precision=config.precision,
                 with_map=small or self.best_by == "map",
                 segments=config.data.segments,
                 show=False,

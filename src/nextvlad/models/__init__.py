@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from nextvlad.config import MeanPoolConfig, MixtureConfig, ModelConfig, MoEConfig, NeXtVLADConfig
-from nextvlad.errors import ConfigError
-from nextvlad.models.baselines import MeanPool, MixtureOfExperts
+from nextvlad.config import MeanPoolConfig, MixtureConfig, ModelConfig, MoEConfig, NeXtVLADConfig, Precision
+from nextvlad.errors import ConfigError, UsageError
+from nextvlad.models.base import InferenceModel
+from nextvlad.models.baselines import AsItIs, MeanPool, MixtureOfExperts
+from nextvlad.models.folded import FoldedMixture, FoldedNeXtVLAD
 from nextvlad.models.mixture import Mixture
 from nextvlad.models.nextvlad import NeXtVLAD
+
+__all__ = ["InferenceModel", "Model", "build_model", "count_parameters", "for_inference"]
 
 Model = NeXtVLAD | Mixture | MeanPool | MixtureOfExperts
 
@@ -30,6 +34,30 @@ def build_model(config: ModelConfig) -> Model:
             return MeanPool(config)
         case MoEConfig():
             return MixtureOfExperts(config)
+
+
+def for_inference(model: Model, precision: Precision = "fp32") -> InferenceModel:
+    """A model in evaluation mode, put into inference: the same answers, faster.
+
+    NeXtVLAD and the mixture are folded (`nextvlad.models.folded`): several times the speed, logits within
+    1e-5 of the model's in fp32, and memory that does not grow with the longest video.
+
+    Args:
+        model: on the device where it is to work; later changes of its weights do not reach the result.
+        precision: "fp32", "bf16", "fp16" or "int8".
+
+    Raises:
+        UsageError: the model is in training mode.
+    """
+    if model.training:
+        raise UsageError("for_inference: the model is in training mode; call model.eval() first.")
+    match model:
+        case NeXtVLAD():
+            return FoldedNeXtVLAD(model, precision)
+        case Mixture():
+            return FoldedMixture(model, precision)
+        case _:
+            return AsItIs(model, precision)
 
 
 def count_parameters(model: Model) -> int:

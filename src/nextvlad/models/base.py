@@ -5,20 +5,131 @@ Letters: B videos, C classes.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nextvlad.data.batch import FrameBatch
+from nextvlad.config import ModelConfig
+from nextvlad.data.batch import FrameBatch, Frames
 from nextvlad.data.vocabulary import Vocabulary
+from nextvlad.errors import UsageError
 from nextvlad.models.inputs import Mixup, Preprocessing
 
+Sums = dict[str, Tensor]
+"""What a model keeps of the frames it has seen, by name: tensors of B rows that add up over frames."""
 
-class VideoModel(nn.Module):
+
+class Aggregator:
+    """Frames -> sums -> logits. Sums add up, so a video may come in pieces of any length, and memory stays.
+
+    >>> state = model.begin()                         # doctest: +SKIP
+    >>> for second in live_stream:                    # doctest: +SKIP
+    ...     model.update(state, {"rgb": second[None]})
+    ...     print(model.predict(state))
+    """
+
+    config: ModelConfig
+
+    @abstractmethod
+    def aggregate(self, batch: FrameBatch) -> Sums:
+        """The sums of B videos. In evaluation a video's do not depend on the others."""
+
+    @abstractmethod
+    def conclude(self, sums: Sums) -> Tensor:
+        """Such sums -> logits [B, C] float32."""
+
+    @torch.no_grad()
+    def begin(self) -> Sums:
+        """The sums of one video without frames yet, to be fed by `update`."""
+        self._check_evaluating()
+        return self.aggregate(self._one_video({}))
+
+    @torch.no_grad()
+    def update(self, state: Sums, frames: Mapping[str, Any]) -> None:
+        """Adds frames of the video to `state`.
+
+        Args:
+            state: what `begin` gave.
+            frames: name of a stream -> [n, D] array or tensor, bytes or floats as in the records, n of any
+                size; streams that are left out have no new frames.
+
+        Raises:
+            UsageError: a stream that the model does not have, or frames of another size; the model is in
+                training mode.
+        """
+        self._check_evaluating()
+        for name, sums in self.aggregate(self._one_video(frames)).items():
+            state[name] += sums
+
+    @torch.no_grad()
+    def predict(self, state: Sums) -> Tensor:
+        """[C] float32, the probability of each class given the frames so far; the state stays as it is."""
+        self._check_evaluating()
+        return torch.sigmoid(self.conclude(state))[0]
+
+    def _check_evaluating(self) -> None:
+        if getattr(self, "training", False):
+            raise UsageError("a video can be fed in pieces in evaluation only; call model.eval() first.")
+
+    def _one_video(self, frames: Mapping[str, Any]) -> FrameBatch:
+        sizes = {stream.name: stream.size for stream in self.config.streams}
+        unknown = sorted(set(frames) - set(sizes))
+        if unknown:
+            raise UsageError(f"stream {unknown[0]}: the model has {', '.join(sizes)}.")
+        device = self.device
+        streams = {}
+        for name, size in sizes.items():
+            values = torch.as_tensor(frames[name]) if name in frames else torch.empty(0, size)
+            if values.ndim != 2 or values.shape[1] != size:
+                raise UsageError(f"stream {name}: got shape {list(values.shape)}, wanted [frames, {size}].")
+            offsets = torch.tensor([0, len(values)], device=device)
+            streams[name] = Frames(values.to(device), offsets)
+        labels = torch.zeros(1, self.config.num_classes, dtype=torch.bool, device=device)
+        return FrameBatch([""], labels, streams)
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the weights are, and batches must be."""
+
+
+class InferenceModel(Aggregator):
+    """A model put into inference (`nextvlad.models.for_inference`): faster, with weights that stay.
+
+    Called as the model is: batch -> logits [B, C] float32.
+    """
+
+    vocabulary: Vocabulary | None
+
+    def __init__(self, model: VideoModel) -> None:
+        self.config, self.vocabulary = model.config, model.vocabulary
+        self._device = model.device
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._device
+
+    @torch.no_grad()
+    def __call__(self, batch: FrameBatch) -> Tensor:
+        """Logits [B, C] float32."""
+        return self.conclude(self.aggregate(batch))
+
+
+class VideoModel(nn.Module, Aggregator):
     """Videos of a batch -> logits [B, C] float32, by `model(batch)`; probabilities are their sigmoid."""
 
     vocabulary: Vocabulary | None = None
     """Class names, where known; set when a checkpoint is loaded."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
 
     def preprocessing(self, stream: str) -> Preprocessing:
         """What is done to a stream's values before anything else; KeyError for an unknown stream."""

@@ -11,24 +11,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nextvlad.config import MeanPoolConfig, MoEConfig, StreamConfig
+from nextvlad.config import MeanPoolConfig, MoEConfig, Precision, StreamConfig
 from nextvlad.data.batch import FrameBatch
-from nextvlad.models.base import VideoModel
+from nextvlad.models.base import InferenceModel, Sums, VideoModel
 from nextvlad.models.inputs import Mixup, Preprocessing
 from nextvlad.models.layers import segment_sum
 
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
+
 
 class MeanPoolBranch(nn.Module):
-    """The mean of one stream's frames; holds the stream's preprocessing."""
+    """One stream; holds its preprocessing."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.preprocess = Preprocessing(size)
 
     def forward(self, values: Tensor, offsets: Tensor) -> Tensor:
-        """[N, D], [B+1] -> [B, D]; a video without frames gets zeros."""
-        counts = offsets.diff().clamp(min=1)
-        return segment_sum(self.preprocess(values), offsets) / counts[:, None]  # [B, D]
+        """Sums of the frames of each video: [N, D], [B+1] -> [B, D]."""
+        return segment_sum(self.preprocess(values), offsets)
 
 
 class _Pooled(VideoModel):
@@ -42,13 +43,23 @@ class _Pooled(VideoModel):
         """What is done to a stream's values before anything else; KeyError for an unknown stream."""
         return cast(MeanPoolBranch, self.branches[stream]).preprocess
 
-    def describe(self, batch: FrameBatch) -> Tensor:
-        """The concatenated means, [B, sum of D] float32."""
-        parts = [
-            branch(batch.streams[name].values, batch.streams[name].offsets)
-            for name, branch in self.branches.items()
-        ]
+    def aggregate(self, batch: FrameBatch) -> Sums:
+        """Of each stream the sum of its frames [B, D] and their `count` [B, 1]."""
+        found = {}
+        for name, branch in self.branches.items():
+            frames = batch.streams[name]
+            found[f"{name}.sum"] = branch(frames.values, frames.offsets)
+            found[f"{name}.count"] = frames.offsets.diff()[:, None]
+        return found
+
+    def describe(self, sums: Sums) -> Tensor:
+        """The concatenated means, [B, sum of D] float32; a video without frames gets zeros."""
+        parts = [sums[f"{name}.sum"] / sums[f"{name}.count"].clamp(min=1) for name in self.branches]
         return torch.cat(parts, dim=1)
+
+    def conclude(self, sums: Sums) -> Tensor:
+        """Logits [B, C] float32."""
+        return self.classify(self.describe(sums))
 
     def classify(self, descriptors: Tensor) -> Tensor:
         """[B, sum of D] -> logits [B, C] float32."""
@@ -56,10 +67,29 @@ class _Pooled(VideoModel):
 
     def forward(self, batch: FrameBatch, mixup: Mixup | None = None) -> Tensor:
         """Logits [B, C] float32."""
-        descriptors = self.describe(batch)
+        descriptors = self.describe(self.aggregate(batch))
         if mixup is not None:
             descriptors = torch.lerp(descriptors[mixup.partner], descriptors, mixup.weight)
         return self.classify(descriptors)
+
+
+class AsItIs(InferenceModel):
+    """One of these models in inference: they are matrix products after a mean, with nothing to fold."""
+
+    def __init__(self, model: VideoModel, precision: Precision) -> None:
+        super().__init__(model)
+        self._model, self._dtype = model, _DTYPES[precision]
+
+    @torch.no_grad()
+    def aggregate(self, batch: FrameBatch) -> Sums:
+        """As the model's own."""
+        return self._model.aggregate(batch)
+
+    @torch.no_grad()
+    def conclude(self, sums: Sums) -> Tensor:
+        """Logits [B, C] float32."""
+        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            return self._model.conclude(sums)
 
 
 class MeanPool(_Pooled):
@@ -68,6 +98,8 @@ class MeanPool(_Pooled):
     On video-level files, one frame of floats a stream, it is their LogisticModel, on frame-level files
     their FrameLevelLogisticModel.
     """
+
+    config: MeanPoolConfig
 
     def __init__(self, config: MeanPoolConfig) -> None:
         super().__init__(config.streams)
@@ -93,6 +125,8 @@ class MixtureOfExperts(_Pooled):
     over M + 1. Here with logits, computed without leaving log space, so that neither a p near 0 nor one
     near 1 is lost; the starter code clips there. Rows of `gates` and `experts` go class by class.
     """
+
+    config: MoEConfig
 
     def __init__(self, config: MoEConfig) -> None:
         super().__init__(config.streams)

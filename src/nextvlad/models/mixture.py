@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from nextvlad.config import MixtureConfig
 from nextvlad.data.batch import FrameBatch, Frames
-from nextvlad.models.base import VideoModel, cross_entropy, targets_of
+from nextvlad.models.base import Sums, VideoModel, cross_entropy, targets_of
 from nextvlad.models.inputs import QUANTISATION_SHIFT, QUANTISATION_STEP, Mixup, Preprocessing, mix_frames
 from nextvlad.models.layers import BatchNorm, he_normal_, segment_sum
 from nextvlad.models.nextvlad import NeXtVLAD
@@ -28,6 +28,8 @@ _ZERO = -QUANTISATION_SHIFT / QUANTISATION_STEP  # what would be stored for 0.0;
 
 class Mixture(VideoModel):
     """Logits are the members' logits, weighted by a softmax over members that the mean frame decides."""
+
+    config: MixtureConfig
 
     def __init__(self, config: MixtureConfig) -> None:
         super().__init__()
@@ -83,11 +85,38 @@ class Mixture(VideoModel):
 
     def answers(self, batch: FrameBatch, mixup: Mixup | None = None) -> tuple[Tensor, Tensor]:
         """The members' weights [B, M], which sum to 1, and their logits [B, M, C], both float32."""
+        return self.answers_of(self.aggregate(batch, mixup))
+
+    def aggregate(self, batch: FrameBatch, mixup: Mixup | None = None) -> Sums:
+        """Of each stream the sum of its frames [B, D] and their `count` [B, 1]; and the members' sums."""
         prepared = self._prepare(batch, mixup)
-        means = torch.cat([self._mean(name, prepared.streams[name]) for name in self.preprocess], dim=1)
-        weights = torch.softmax(self.mixing(self.mixing_norm(means)).float(), dim=1)  # [B, M]
-        logits = torch.stack([member(prepared) for member in self.members], dim=1)  # [B, M, C]
-        return weights, logits
+        found = {}
+        for name, frames in prepared.streams.items():
+            found[f"{name}.sum"] = segment_sum(frames.values, frames.offsets)
+            found[f"{name}.count"] = frames.offsets.diff()[:, None]
+        for number, member in enumerate(self.members):
+            of_member = cast(NeXtVLAD, member).aggregate(prepared)
+            found |= {f"{number}.{name}": sums for name, sums in of_member.items()}
+        return found
+
+    def answers_of(self, sums: Sums) -> tuple[Tensor, Tensor]:
+        """The same from the sums."""
+        weights = self.weigh(sums)
+        answers = []
+        for number, member in enumerate(self.members):
+            start = f"{number}."
+            own = {name.removeprefix(start): part for name, part in sums.items() if name.startswith(start)}
+            answers.append(cast(NeXtVLAD, member).conclude(own))
+        return weights, torch.stack(answers, dim=1)  # [B, M], [B, M, C]
+
+    def weigh(self, sums: Sums) -> Tensor:
+        """The members' weights [B, M] from the sums of the frames."""
+        means = torch.cat([self._mean(name, sums) for name in self.preprocess], dim=1)
+        return torch.softmax(self.mixing(self.mixing_norm(means)).float(), dim=1)
+
+    def conclude(self, sums: Sums) -> Tensor:
+        """Logits [B, C] float32."""
+        return mix(*self.answers_of(sums))
 
     def _prepare(self, batch: FrameBatch, mixup: Mixup | None) -> FrameBatch:
         """The batch as floats, mixed: once for all members."""
@@ -100,10 +129,9 @@ class Mixture(VideoModel):
             streams[name] = Frames(x, frames.offsets)
         return FrameBatch(batch.video_ids, batch.labels, streams, batch.rated)
 
-    def _mean(self, stream: str, frames: Frames) -> Tensor:
-        """The mean frame of one stream, [N, D] -> [B, D]; a video without frames gets zeros."""
-        counts = frames.offsets.diff()[:, None]  # [B, 1]
-        total = segment_sum(frames.values, frames.offsets)  # [B, D]
+    def _mean(self, stream: str, sums: Sums) -> Tensor:
+        """The mean frame of one stream, [B, D]; a video without frames gets zeros."""
+        total, counts = sums[f"{stream}.sum"], sums[f"{stream}.count"]  # [B, D], [B, 1]
         if self.config.mixing_frames is None:
             return total / counts.clamp(min=1)
         missing = (self.config.mixing_frames - counts).clamp(min=0)  # [B, 1]

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from nextvlad.config import NeXtVLADConfig, StreamConfig
 from nextvlad.data.batch import FrameBatch, Frames
-from nextvlad.models.base import VideoModel
+from nextvlad.models.base import Sums, VideoModel
 from nextvlad.models.inputs import Mixup, Preprocessing, mix_frames
 from nextvlad.models.layers import (
     BatchNorm,
@@ -57,8 +57,8 @@ class Branch(nn.Module):
         nn.init.zeros_(self.expansion.bias)
         nn.init.zeros_(self.attention.bias)
 
-    def forward(self, frames: Frames, mixup: Mixup | None = None) -> Tensor:
-        """Packed frames of B videos -> [B, K E/G] float32; no frames give zeros before the last norm."""
+    def aggregate(self, frames: Frames, mixup: Mixup | None = None) -> tuple[Tensor, Tensor]:
+        """Packed frames of B videos -> sums of weighted frames [B, K, E/G] and of weights [B, K], float32."""
         x = self.preprocess(frames.values)  # [N, D]
         if mixup is not None:
             x = mix_frames(x, frames.offsets, mixup)  # [N, D]
@@ -71,9 +71,11 @@ class Branch(nn.Module):
         weights = a.flatten(0, 1)  # [N G, K]
         parts = e.unflatten(1, (self.groups, self.group_size)).flatten(0, 1)  # [N G, E/G]
         sums = segment_products(weights, parts, frames.offsets * self.groups).float()  # [B, K, E/G]
-        mass = segment_sum(a.sum(1), frames.offsets)  # [B, K]
-        v = sums - mass[..., None] * self.centers  # [B, K, E/G]
+        return sums, segment_sum(a.sum(1), frames.offsets)
 
+    def describe(self, sums: Tensor, mass: Tensor) -> Tensor:
+        """Such sums -> descriptors [B, E/G K] float32; no frames give zeros before the last norm."""
+        v = sums - mass[..., None] * self.centers  # [B, K, E/G]
         v = functional.normalize(v, dim=2, eps=1e-6)  # [B, K, E/G]
         descriptors: Tensor = self.descriptor_norm(v.transpose(1, 2).flatten(1))  # [B, E/G K]
         return descriptors
@@ -84,6 +86,8 @@ class NeXtVLAD(VideoModel):
 
     As a member of a mixture it gets its frames `prepared`: as floats, and mixed.
     """
+
+    config: NeXtVLADConfig
 
     def __init__(self, config: NeXtVLADConfig, *, prepared: bool = False) -> None:
         super().__init__()
@@ -114,10 +118,25 @@ class NeXtVLAD(VideoModel):
         """The logistic layer."""
         return {"classifier": self.classifier}
 
-    def describe(self, batch: FrameBatch, mixup: Mixup | None = None) -> Tensor:
-        """The concatenated descriptors of a batch, [B, V] float32."""
-        parts = [branch(batch.streams[name], mixup) for name, branch in self.branches.items()]
+    def aggregate(self, batch: FrameBatch, mixup: Mixup | None = None) -> Sums:
+        """Of each stream its `sums` [B, K, E/G] and `mass` [B, K] (see `Branch`)."""
+        found: Sums = {}
+        for name, branch in self.branches.items():
+            sums, mass = cast(Branch, branch).aggregate(batch.streams[name], mixup)
+            found |= {f"{name}.sums": sums, f"{name}.mass": mass}
+        return found
+
+    def describe(self, sums: Sums) -> Tensor:
+        """The concatenated descriptors, [B, V] float32."""
+        parts = [
+            cast(Branch, branch).describe(sums[f"{name}.sums"], sums[f"{name}.mass"])
+            for name, branch in self.branches.items()
+        ]
         return torch.cat(parts, dim=1)
+
+    def conclude(self, sums: Sums) -> Tensor:
+        """Logits [B, C] float32."""
+        return self.classify(self.describe(sums))
 
     def classify(self, descriptors: Tensor) -> Tensor:
         """[B, V] -> logits [B, C] float32."""
@@ -132,7 +151,7 @@ class NeXtVLAD(VideoModel):
             batch: B videos; every stream of the configuration, each video with 0 or more frames in it.
             mixup: mixes pairs of videos, in training only.
         """
-        return self.classify(self.describe(batch, mixup))
+        return self.conclude(self.aggregate(batch, mixup))
 
 
 def _batch_norm(config: NeXtVLADConfig, size: int, *, unbiased: bool = False) -> BatchNorm:
