@@ -15,12 +15,12 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from batches import made_up_batch
 from measure import Comparison, compare, finish, parser
 from numpy.typing import NDArray
 from starter_gap import gap
 
 from nextvlad.config import NeXtVLADConfig, StreamConfig
-from nextvlad.data.batch import FrameBatch, Frames
 from nextvlad.metrics import MetricAccumulator
 from nextvlad.metrics.ranking import average_precision, score_keys
 from nextvlad.models import build_model, for_inference
@@ -133,22 +133,6 @@ def _compare_update(options: argparse.Namespace) -> Comparison:
         wanted={"forward pass": 20.0},
         facts={"classes": num_classes, "batch": options.batch_size},
     )
-
-
-def made_up_batch(streams: tuple[StreamConfig, ...], num_videos: int) -> FrameBatch:
-    """Random frames, 120 to 300 a video."""
-    numbers = torch.Generator().manual_seed(0)
-    lengths = torch.randint(120, 301, (num_videos,), generator=numbers)
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    frames = {
-        stream.name: Frames(
-            torch.randint(0, 256, (int(offsets[-1]), stream.size), dtype=torch.uint8, generator=numbers),
-            offsets,
-        )
-        for stream in streams
-    }
-    ids = [f"v{number:04d}" for number in range(num_videos)]
-    return FrameBatch(ids, torch.zeros(num_videos, 1, dtype=torch.bool), frames)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,48 @@ ROWS = (
         "keeping all metrics, 3,862 classes",
         "a forward pass",
     ),
+    Row(
+        "inference",
+        "inference fp32, batch 32",
+        "equations, padded",
+        "inference fp32, paper's model, batch 32",
+        "the equations on padded batches, fp32",
+    ),
+    Row(
+        "inference",
+        "inference fp32, batch 80",
+        "equations, padded",
+        "inference fp32, paper's model, batch 80",
+        "the equations on padded batches, fp32",
+    ),
+    Row(
+        "inference",
+        "inference bf16, batch 32",
+        "equations, padded",
+        "inference bf16, paper's model, batch 32",
+        "the equations on padded batches, fp32",
+    ),
+    Row(
+        "inference",
+        "inference bf16, batch 80",
+        "equations, padded",
+        "inference bf16, paper's model, batch 80",
+        "the equations on padded batches, fp32",
+    ),
+    Row(
+        "inference",
+        "inference int8, batch 32",
+        "equations, padded",
+        "inference int8, paper's model, batch 32",
+        "the equations on padded batches, fp32",
+    ),
+    Row(
+        "inference",
+        "inference int8, batch 80",
+        "equations, padded",
+        "inference int8, paper's model, batch 80",
+        "the equations on padded batches, fp32",
+    ),
 )
 
 

@@ -21,7 +21,7 @@ from nextvlad.data.sources import read
 from nextvlad.metrics import gap
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
-SCRIPTS = ("reading", "metrics", "startup")
+SCRIPTS = ("reading", "metrics", "inference", "startup")
 
 
 def load(name: str) -> ModuleType:

@@ -1,0 +1,24 @@
+"""Batches of random frames, of YouTube-8M's shape."""
+
+from __future__ import annotations
+
+import torch
+
+from nextvlad.config import StreamConfig
+from nextvlad.data.batch import FrameBatch, Frames
+
+
+def made_up_batch(streams: tuple[StreamConfig, ...], num_videos: int, seed: int = 0) -> FrameBatch:
+    """Random frames, 120 to 300 a video."""
+    numbers = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(120, 301, (num_videos,), generator=numbers)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    frames = {
+        stream.name: Frames(
+            torch.randint(0, 256, (int(offsets[-1]), stream.size), dtype=torch.uint8, generator=numbers),
+            offsets,
+        )
+        for stream in streams
+    }
+    ids = [f"v{number:04d}" for number in range(num_videos)]
+    return FrameBatch(ids, torch.zeros(num_videos, 1, dtype=torch.bool), frames)
