@@ -41,6 +41,7 @@ ORDER = [
     *WITHOUT_TORCH[:-1],
     "distributed",
     "data.batch",
+    "data.packer",
     "data.reader",
     "data.processes",
     "data.loader",

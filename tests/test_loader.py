@@ -482,7 +482,7 @@ def test_a_bug_in_a_process_shows_its_traceback(shards: list[str], monkeypatch: 
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("nextvlad.data.reader.pack", broken)
+    monkeypatch.setattr("nextvlad.data.packer.Packer.add", broken)
     with pytest.raises(
         WorkerError, match=r"(?s)reader process 0 failed unexpectedly.*ZeroDivisionError: a bug"
     ):
@@ -507,7 +507,7 @@ def test_a_killed_process_is_an_error_that_says_so(shards: list[str]) -> None:
 def test_a_process_that_ends_is_an_error_that_says_so(
     shards: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nextvlad.data.reader.pack", lambda *_, **__: os._exit(3))
+    monkeypatch.setattr("nextvlad.data.packer.Packer.add", lambda *_, **__: os._exit(3))
     with pytest.raises(WorkerError, match=r"reader process 0 \(pid \d+\) ended with exit status 3\."):
         list(loader(shards, workers=1))
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -189,42 +189,52 @@ def _wrong_names(record: VideoRecord, streams: Sequence[StreamConfig]) -> str:
     )
 
 
+class Part(NamedTuple):
+    """The frames of one stream in a `PackedBatch`: N of `size` values, in `room` bytes, which may be more."""
+
+    name: str
+    dtype: torch.dtype
+    num_frames: int
+    size: int
+    room: int
+
+
 @dataclass(slots=True)
 class PackedBatch:
     """A batch in one block of memory, so that it is pinned, or sent to another process, in one go.
 
     Attributes:
-        buffer: [bytes] uint8: the labels, then what was rated if known, then of each stream its offsets and
-            its values.
+        buffer: [bytes] uint8: the frames of each stream, the offsets of each, the labels, and what was rated
+            if known. What lies between is nothing.
         video_ids: B ids.
         num_classes: C.
-        parts: name, dtype of the values, N and D of each stream, in order.
+        parts: the streams, in order.
         has_rated: whether the buffer says what was rated.
     """
 
     buffer: Tensor
     video_ids: list[str]
     num_classes: int
-    parts: list[tuple[str, torch.dtype, int, int]]
+    parts: list[Part]
     has_rated: bool = False
 
     def batch(self) -> FrameBatch:
         """The tensors, as views into the block."""
         num_videos, start = len(self.video_ids), 0
 
-        def take(dtype: torch.dtype, *shape: int) -> Tensor:
+        def take(dtype: torch.dtype, *shape: int, room: int | None = None) -> Tensor:
             nonlocal start
             size = math.prod(shape) * dtype.itemsize
             part = self.buffer[start : start + size].view(dtype).view(shape)
-            start += _aligned(size)
+            start += aligned(size if room is None else room)
             return part
 
+        values = [take(part.dtype, part.num_frames, part.size, room=part.room) for part in self.parts]
+        offsets = [take(torch.int64, num_videos + 1) for _ in self.parts]
         labels = take(torch.bool, num_videos, self.num_classes)
         rated = take(torch.bool, num_videos, self.num_classes) if self.has_rated else None
-        streams = {}
-        for name, dtype, num_frames, size in self.parts:
-            offsets = take(torch.int64, num_videos + 1)
-            streams[name] = Frames(take(dtype, num_frames, size), offsets)
+        names = [part.name for part in self.parts]
+        streams = dict(zip(names, map(Frames, values, offsets), strict=True))
         return FrameBatch(self.video_ids, labels, streams, rated)
 
     def pin_memory(self) -> PackedBatch:
@@ -232,50 +242,52 @@ class PackedBatch:
         return replace(self, buffer=self.buffer.pin_memory())
 
 
-def pack(
-    records: Sequence[VideoRecord],
-    streams: Sequence[StreamConfig],
-    num_classes: int,
-    *,
-    allocate: Callable[[int], Tensor] | None = None,
-) -> PackedBatch:
-    """`collate` for records in which `find_fault` finds nothing, into memory from `allocate`.
+def packed_size(rooms: Sequence[int], num_videos: int, num_classes: int, *, has_rated: bool) -> int:
+    """Bytes of the block of a batch whose streams have these `rooms`."""
+    frames = sum(aligned(room) + aligned((num_videos + 1) * 8) for room in rooms)
+    return frames + aligned(num_videos * num_classes) * (1 + has_rated)
 
-    Args:
-        records: B records.
-        streams: what goes into the batch.
-        num_classes: C.
-        allocate: number of bytes -> [bytes] uint8 on the CPU; None: ordinary memory.
+
+def pack(records: Sequence[VideoRecord], streams: Sequence[StreamConfig], num_classes: int) -> PackedBatch:
+    """`collate` for B records in which `find_fault` finds nothing.
+
+    `nextvlad.data.packer.Packer` does the same video by video.
     """
     values = {stream.name: _values_of(records, stream) for stream in streams}
-    parts = [
-        (
-            stream.name,
-            _dtype_of(values[stream.name], records, stream),
-            sum(map(len, values[stream.name])),
-            stream.size,
-        )
-        for stream in streams
-    ]
-    num_videos = len(records)
+    parts = []
+    for stream in streams:
+        dtype = _dtype_of(values[stream.name], records, stream)
+        num_frames = sum(map(len, values[stream.name]))
+        room = num_frames * stream.size * dtype.itemsize
+        parts.append(Part(stream.name, dtype, num_frames, stream.size, room))
     has_rated = any(record.rated is not None for record in records)
-    total = _aligned(num_videos * num_classes) * (1 + has_rated)
-    for _, dtype, num_frames, size in parts:
-        total += _aligned((num_videos + 1) * 8) + _aligned(num_frames * size * dtype.itemsize)
-    buffer = allocate(total) if allocate else torch.empty(total, dtype=torch.uint8)
+    rooms = [part.room for part in parts]
+    buffer = torch.empty(
+        packed_size(rooms, len(records), num_classes, has_rated=has_rated), dtype=torch.uint8
+    )
     packed = PackedBatch(buffer, [record.video_id for record in records], num_classes, parts, has_rated)
     batch = packed.batch()
-    _mark(batch.labels.numpy(), [record.labels for record in records])
-    if batch.rated is not None:
-        everything = np.arange(num_classes)
-        _mark(batch.rated.numpy(), [everything if r.rated is None else r.rated for r in records])
+    mark(batch, [record.labels for record in records], [record.rated for record in records])
     for name, frames in batch.streams.items():
-        offsets = frames.offsets.numpy()
-        offsets[0] = 0
-        np.cumsum([len(array) for array in values[name]], out=offsets[1:])
+        set_offsets(frames, [len(array) for array in values[name]])
         if len(frames.values):
             np.concatenate(values[name], out=frames.values.numpy())
     return packed
+
+
+def set_offsets(frames: Frames, lengths: list[int]) -> None:
+    """Writes where each video of a new batch begins, from its number of frames."""
+    offsets = frames.offsets.numpy()
+    offsets[0] = 0
+    np.cumsum(lengths, out=offsets[1:])
+
+
+def mark(batch: FrameBatch, labels: list[NDArray[np.int64]], rated: list[NDArray[np.int64] | None]) -> None:
+    """Writes the labels of a new batch, and what was rated, from the classes of each video."""
+    _mark(batch.labels.numpy(), labels)
+    if batch.rated is not None:
+        everything = np.arange(batch.rated.shape[1])
+        _mark(batch.rated.numpy(), [everything if classes is None else classes for classes in rated])
 
 
 def _values_of(records: Sequence[VideoRecord], stream: StreamConfig) -> list[NDArray[Any]]:
@@ -308,5 +320,6 @@ def _mark(out: NDArray[np.bool_], classes: list[NDArray[np.int64]]) -> None:
         out[rows, np.concatenate(classes)] = True
 
 
-def _aligned(size: int) -> int:
+def aligned(size: int) -> int:
+    """Bytes that `size` bytes take up in a packed batch."""
     return -(-size // _ALIGNMENT) * _ALIGNMENT

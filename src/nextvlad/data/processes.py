@@ -2,7 +2,8 @@
 
 A batch is written straight into anonymous shared memory, whose descriptor goes through a socket; the
 receiver maps it, so the frames are never copied on the way. It is not in /dev/shm, so a container
-needs no larger one. A process makes at most `prefetch` batches ahead of the last one taken.
+needs no larger one. A process makes at most `prefetch` batches ahead of the last one taken. Memory that the
+receiver has no part of any more is used again: new pages cost more than what is written on them.
 
 No process outlives its parent, however that ends: it stops when its socket closes. It ignores SIGINT
 and SIGTERM, since a signal to the group is for the parent to act on, who may want one more batch.
@@ -27,7 +28,10 @@ import threading
 import time
 import traceback
 import warnings
-from dataclasses import dataclass
+import weakref
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -37,12 +41,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nextvlad.data.batch import PackedBatch
+from nextvlad.data.batch import PackedBatch, Part
 from nextvlad.data.reader import Delivery, Reader, ReaderPlan, ReaderState
 from nextvlad.errors import NextvladError, RecordError, WorkerError
 
 _GO_ON = b"+"
 _DESCRIPTOR = b"d"
+_ONCE = -1  # number of a memory that is not used again
+_IN_USE = 3  # batches the receiver may work with while all prefetched ones wait
 _PATIENCE_SECONDS = 2.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -50,8 +56,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class _Message(NamedTuple):
     """What goes through the socket; the descriptor of the memory follows if there is a batch."""
 
-    # Size of the memory, then as PackedBatch.
-    batch: tuple[int, list[str], int, list[tuple[str, torch.dtype, int, int]], bool] | None
+    # Number of the memory, its size, then as PackedBatch.
+    batch: tuple[int, int, list[str], int, list[Part], bool] | None
     state: ReaderState
     damage: list[RecordError]
 
@@ -108,9 +114,14 @@ class Readers:
                 raise message
             batch = None
             if message.batch is not None:
-                size, *what = message.batch
-                batch = PackedBatch(_receive_memory(worker.socket, size), *what)
-                worker.connection.send_bytes(_GO_ON)
+                number, size, *what = message.batch
+                memory = _receive_memory(worker.socket, size)
+                if number != _ONCE:
+                    weakref.finalize(memory, worker.unused.append, number).atexit = False
+                batch = PackedBatch(torch.frombuffer(memory, dtype=torch.uint8), *what)
+                # What was let go of in other threads meanwhile is told the next time.
+                unused = [worker.unused.popleft() for _ in range(len(worker.unused))]
+                worker.connection.send_bytes(_GO_ON + bytes(unused))
             return Delivery(batch, message.state, message.damage)
         except (EOFError, OSError):
             raise _obituary(worker, reader) from None
@@ -132,6 +143,7 @@ class _Worker:
     connection: Connection
     socket: socket.socket  # the connection's, to receive descriptors
     method: str
+    unused: deque[int] = field(default_factory=deque)  # numbers of memories of which nobody has any part
 
 
 def pick_start_method() -> str:
@@ -227,17 +239,23 @@ def _serve(
 
 
 def _send_all(plan: ReaderPlan, state: ReaderState, prefetch: int, connection: Connection) -> None:
-    memory = _SharedMemory()
+    memory = _SharedMemory(prefetch)
     with socket.socket(fileno=os.dup(connection.fileno())) as carrier:
         for delivery in Reader(plan, state, memory.allocate):
             while prefetch == 0 or connection.poll():
-                connection.recv_bytes()  # the parent took one
-                prefetch += 1
+                memory.reuse(connection.recv_bytes()[len(_GO_ON) :])
+                prefetch += 1  # the parent took one
             batch = delivery.batch
             shape = None
             if batch is not None:
-                size = batch.buffer.numel()
-                shape = (size, batch.video_ids, batch.num_classes, batch.parts, batch.has_rated)
+                shape = (
+                    memory.number,
+                    batch.buffer.numel(),
+                    batch.video_ids,
+                    batch.num_classes,
+                    batch.parts,
+                    batch.has_rated,
+                )
             connection.send(_Message(shape, delivery.state, delivery.damage))
             if batch is not None:
                 memory.send(carrier)
@@ -245,21 +263,62 @@ def _send_all(plan: ReaderPlan, state: ReaderState, prefetch: int, connection: C
 
 
 class _SharedMemory:
-    """Memory for one batch at a time, and its way to the parent."""
+    """Memory for one batch at a time, and its way to the parent.
 
-    def __init__(self) -> None:
+    Args:
+        prefetch: batches that wait to be taken; so many memories, and a few that the parent works with, are
+            kept to be used again. What goes beyond is used once.
+
+    Attributes:
+        number: of the memory that `allocate` gave last, or `_ONCE`.
+    """
+
+    def __init__(self, prefetch: int) -> None:
+        most = min(prefetch + _IN_USE, 255)  # a number travels as a byte
+        self._kept: dict[int, tuple[int, Tensor]] = {}  # number -> descriptor, mapped
+        self._unmade = set(range(most))
+        self._unused: set[int] = set()
         self._descriptor = -1
+        self.number = _ONCE
 
     def allocate(self, size: int) -> Tensor:
         """[size] uint8; all of it lives as long as somebody has it mapped."""
+        self._take_back()
+        for number in list(self._unused):
+            self._unused.remove(number)
+            self._descriptor, memory = self._kept[number]
+            if len(memory) >= size:
+                self.number = number
+                return memory[:size]
+            del self._kept[number]
+            os.close(self._descriptor)
+            self._unmade.add(number)
         self._descriptor = _anonymous_file()
         os.ftruncate(self._descriptor, size)
-        return _map(self._descriptor, size)
+        memory = torch.frombuffer(mmap.mmap(self._descriptor, size), dtype=torch.uint8)
+        self.number = self._unmade.pop() if self._unmade else _ONCE
+        if self.number != _ONCE:
+            self._kept[self.number] = self._descriptor, memory
+        return memory
 
     def send(self, carrier: socket.socket) -> None:
         """Hand over what `allocate` gave last."""
         socket.send_fds(carrier, [_DESCRIPTOR], [self._descriptor])
-        os.close(self._descriptor)
+        if self.number == _ONCE:
+            os.close(self._descriptor)
+        self._descriptor, self.number = -1, _ONCE
+
+    def reuse(self, numbers: Iterable[int]) -> None:
+        """The parent has no part of these any more."""
+        self._unused.update(numbers)
+
+    def _take_back(self) -> None:
+        """What was allocated last and has not been sent was too small."""
+        if self.number != _ONCE:
+            self._unused.add(self.number)
+        elif self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor, self.number = -1, _ONCE
 
 
 def _anonymous_file() -> int:
@@ -269,15 +328,11 @@ def _anonymous_file() -> int:
         return os.dup(file.fileno())
 
 
-def _map(descriptor: int, size: int) -> Tensor:
-    return torch.frombuffer(mmap.mmap(descriptor, size), dtype=torch.uint8)
-
-
-def _receive_memory(carrier: socket.socket, size: int) -> Tensor:
+def _receive_memory(carrier: socket.socket, size: int) -> mmap.mmap:
     data, descriptors, _, _ = socket.recv_fds(carrier, len(_DESCRIPTOR), 1)
     if data != _DESCRIPTOR or not descriptors:
         raise EOFError
     try:
-        return _map(descriptors[0], size)
+        return mmap.mmap(descriptors[0], size)
     finally:
         os.close(descriptors[0])

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextvlad.config import StreamConfig
-from nextvlad.data.batch import PackedBatch, find_fault, pack
+from nextvlad.data.batch import PackedBatch, find_fault
+from nextvlad.data.packer import Packer
 from nextvlad.data.paddle_pickle import is_pickle, read_pickle
 from nextvlad.data.segments import Segments, segments_of
 from nextvlad.data.tfrecord import read_records
@@ -100,9 +101,10 @@ class Delivery(NamedTuple):
 
 
 class _Held(NamedTuple):
-    """A record, or a part of one, that waits for its batch.
+    """A record, or a part of one, on its way into a batch.
 
-    Its streams are views of its own copy of the payload, or else its own (`payload` None).
+    Its streams are views of its own copy of the payload. With `payload` None they are its own, or, where none
+    has to wait, views of what the next record overwrites.
     """
 
     record: VideoRecord
@@ -158,7 +160,8 @@ class Reader:
     ) -> None:
         self._plan = plan
         self._start = state or ReaderState()
-        self._allocate = allocate
+        self._packer = Packer(plan.streams, plan.num_classes, plan.batch_size, allocate=allocate)
+        self._shuffles = plan.shuffle and plan.shuffle_buffer > 1
         self._names = {stream.name for stream in plan.streams}
         self._damage: list[RecordError] = []
         self._copies = _Copies(plan.batch_size)
@@ -168,22 +171,18 @@ class Reader:
 
     def __iter__(self) -> Iterator[Delivery]:
         """Raises RecordError (without `skip_damaged`), UsageError, DataError."""
-        waiting: list[_Held] = []
         for epoch in range(self._start.epoch, self._plan.epochs):
             for held in self._one_epoch(epoch):
-                waiting.append(held)
-                if len(waiting) == self._plan.batch_size:
-                    yield self._deliver(waiting)
-                    waiting = []
-        if waiting:
-            yield self._deliver(waiting)
-        yield self._deliver([])
+                self._packer.add(held.record)
+                self._copies.done(held.payload)
+                if len(self._packer) == self._plan.batch_size:
+                    yield self._deliver()
+        if len(self._packer):
+            yield self._deliver()
+        yield self._deliver()
 
-    def _deliver(self, waiting: list[_Held]) -> Delivery:
-        plan, records = self._plan, [held.record for held in waiting]
-        batch = pack(records, plan.streams, plan.num_classes, allocate=self._allocate) if records else None
-        for done in waiting:
-            self._copies.done(done.payload)
+    def _deliver(self) -> Delivery:
+        batch = self._packer.finish() if len(self._packer) else None
         held = b"".join(column.tobytes() for column in self._places)
         state = ReaderState(**{name: getattr(self, f"_{name}") for name in _NUMBERS}, held=held)
         damage, self._damage = self._damage, []
@@ -195,7 +194,7 @@ class Reader:
         self._turn, self._offset, self._number = start.turn, start.offset, start.number
         self._part = start.part
         incoming = self._read(epoch)
-        if not self._plan.shuffle or self._plan.shuffle_buffer <= 1:
+        if not self._shuffles:
             return incoming
         return self._shuffled(incoming, self._read_again(start.held))
 
@@ -265,7 +264,7 @@ class Reader:
             self._offset, self._number, self._part = after, place.number + 1, 0
 
     def _take(self, content: _Content, place: RecordPlace, shard: int) -> list[_Held]:
-        """The parts of a record, on a copy of its bytes; none if it is damaged and to be skipped."""
+        """The parts of a record; none if it is damaged and to be skipped."""
         try:
             return self._hold(content, place, shard)
         except RecordError as error:
@@ -281,8 +280,11 @@ class Reader:
             if isinstance(content, VideoRecord):
                 record = _cut(content, max_frames)
             else:
-                copy = self._copies.of(content)
-                record = parse_video_record(copy, max_frames=max_frames, streams=self._names)
+                # Segments are copies by themselves, and what need not wait needs no copy.
+                if self._shuffles and plan.segments is None:
+                    copy = self._copies.of(content)
+                payload = content if copy is None else copy
+                record = parse_video_record(payload, max_frames=max_frames, streams=self._names)
             if plan.segments is None:
                 records = [record]
             else:
@@ -293,9 +295,6 @@ class Reader:
             for part in records:
                 part.labels, part.rated = _NO_LABELS, None
         self._check(records, content, place)
-        if plan.segments is not None:  # whose frames are copies of a copy
-            self._copies.done(copy)
-            copy = None
         return [
             _Held(part, copy, shard, place.offset, place.number, index) for index, part in enumerate(records)
         ]

@@ -1,0 +1,187 @@
+"""Packs videos into batches one by one, as they are read, into memory that is used again.
+
+The frames of a video are copied while they are still in the processor's cache, and never lie elsewhere. How
+many frames a batch will have is not known when its first video comes: the room is that of the batches
+before and a little more, and where it does not do, all moves into a larger block.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nextvlad.config import StreamConfig
+from nextvlad.data.batch import PackedBatch, Part, aligned, mark, packed_size, set_offsets
+from nextvlad.data.video_record import VideoRecord
+from nextvlad.errors import RecordError
+
+_SPARE = 1.1  # of room, over the most a video took in the mean of a batch
+_MOST_KEPT = 3  # blocks of memory that wait to be used again
+
+
+@dataclass(slots=True)
+class _Stream:
+    """What is known of one stream of the batch that is being made, and of those before."""
+
+    name: str
+    size: int
+    dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.uint8))
+    frames_a_video: float = 0.0
+    capacity: int = 0
+    first_id: str = ""  # of the first video of the batch that has frames
+    lengths: list[int] = field(default_factory=list)
+    num_frames: int = 0
+    values: NDArray[Any] = field(default_factory=lambda: np.empty((0, 0), np.uint8))  # [capacity, D]
+
+    def room(self) -> int:
+        return self.capacity * self.size * self.dtype.itemsize
+
+
+class Packer:
+    """Makes one batch after another; the same as `nextvlad.data.batch.pack` on all videos of each.
+
+    Args:
+        streams: what goes into a batch.
+        num_classes: C.
+        batch_size: videos a batch has at most.
+        allocate: number of bytes -> [bytes] uint8 on the CPU; None: `ReusedMemory`.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[StreamConfig],
+        num_classes: int,
+        batch_size: int,
+        *,
+        allocate: Callable[[int], Tensor] | None = None,
+    ) -> None:
+        self._num_classes = num_classes
+        self._batch_size = batch_size
+        self._allocate = allocate or ReusedMemory().allocate
+        self._streams = [_Stream(stream.name, stream.size) for stream in streams]
+        self._buffer: Tensor | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._ids: list[str] = []
+        self._labels: list[NDArray[np.int64]] = []
+        self._rated: list[NDArray[np.int64] | None] = []
+        self._buffer = None
+        for stream in self._streams:
+            stream.lengths, stream.num_frames, stream.first_id = [], 0, ""
+            stream.capacity = int(stream.frames_a_video * self._batch_size * _SPARE)
+
+    def __len__(self) -> int:
+        """Videos in the batch so far."""
+        return len(self._ids)
+
+    def add(self, record: VideoRecord) -> None:
+        """Copy one video, in which `find_fault` finds nothing, to the end of the batch.
+
+        Raises:
+            RecordError: a stream of another dtype than its companions in the batch.
+        """
+        for stream in self._streams:
+            values = record.streams.get(stream.name)
+            count = 0 if values is None else len(values)
+            if values is not None and count:
+                self._prepare(stream, record.video_id, values)
+                stream.values[stream.num_frames : stream.num_frames + count] = values
+                stream.num_frames += count
+            stream.lengths.append(count)
+        self._ids.append(record.video_id)
+        self._labels.append(record.labels)
+        self._rated.append(record.rated)
+
+    def finish(self) -> PackedBatch:
+        """The batch; what is added next is another one."""
+        buffer = self._lay_out() if self._buffer is None else self._buffer
+        parts = [
+            Part(stream.name, _torch_dtype(stream.dtype), stream.num_frames, stream.size, stream.room())
+            for stream in self._streams
+        ]
+        has_rated = any(rated is not None for rated in self._rated)
+        packed = PackedBatch(buffer, self._ids, self._num_classes, parts, has_rated)
+        batch = packed.batch()
+        mark(batch, self._labels, self._rated)
+        for stream in self._streams:
+            set_offsets(batch.streams[stream.name], stream.lengths)
+            mean = stream.num_frames / max(len(self._ids), 1)
+            stream.frames_a_video = max(stream.frames_a_video, mean)
+            stream.values = stream.values[:0, :0]  # else it would keep the memory in use
+        self._begin()
+        return packed
+
+    def _prepare(self, stream: _Stream, video_id: str, values: NDArray[Any]) -> None:
+        """Have room for more frames of this dtype."""
+        if values.dtype != stream.dtype:
+            if stream.num_frames:
+                raise RecordError(
+                    f"video {video_id}: stream {stream.name} holds {values.dtype}, that of video "
+                    f"{stream.first_id} holds {stream.dtype}. Keep data of the two kinds apart."
+                )
+            stream.dtype = values.dtype
+            self._lay_out()
+        wanted = stream.num_frames + len(values)
+        if wanted > stream.capacity:
+            # As if the videos to come were like those that came.
+            expected = wanted / (len(self._ids) + 1) * self._batch_size * _SPARE
+            stream.capacity = max(int(expected), wanted)
+            self._lay_out()
+        elif self._buffer is None:
+            self._lay_out()
+        stream.first_id = stream.first_id or video_id
+
+    def _lay_out(self) -> Tensor:
+        """Takes a block for the capacities as they are, and moves there what the batch has."""
+        rooms = [stream.room() for stream in self._streams]
+        total = packed_size(rooms, self._batch_size, self._num_classes, has_rated=True)
+        self._buffer = buffer = self._allocate(total)
+        memory = buffer.numpy()
+        start = 0
+        for stream, room in zip(self._streams, rooms, strict=True):
+            values = memory[start : start + room].view(stream.dtype).reshape(stream.capacity, stream.size)
+            if stream.num_frames:
+                values[: stream.num_frames] = stream.values[: stream.num_frames]
+            stream.values = values
+            start += aligned(room)
+        return buffer
+
+
+class ReusedMemory:
+    """Memory of this process that is given out again once nobody has any part of it.
+
+    The system takes back freed memory of this size and gives it out again page by page, which costs as much
+    as filling it.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[NDArray[np.uint8]] = []
+
+    def allocate(self, size: int) -> Tensor:
+        """[size] uint8."""
+        while self._free:
+            memory = self._free.pop()
+            if len(memory) >= size:
+                break
+        else:
+            memory = np.empty(size, np.uint8)
+        lease = memory[:size]
+        weakref.finalize(lease, _give_back, self._free, memory).atexit = False
+        return torch.from_numpy(lease)
+
+
+def _give_back(free: list[NDArray[np.uint8]], memory: NDArray[np.uint8]) -> None:
+    if len(free) < _MOST_KEPT:
+        free.append(memory)
+
+
+def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype
