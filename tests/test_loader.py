@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nextvlad.config import StreamConfig
+from nextvlad.data import processes
 from nextvlad.data.batch import FrameBatch
 from nextvlad.data.loader import FrameLoader, count_examples, peek_streams
 from nextvlad.data.paddle_pickle import PickleWriter
@@ -741,3 +743,29 @@ def test_damage_in_pickles_has_its_place(tmp_path: Path) -> None:
     cut = loader([str(path)], skip_damaged=True)
     assert names(cut) == ["0-1"]
     assert "cut short" in str(cut.damage[-1])
+
+
+def test_batches_of_processes_that_are_kept_stay_as_they_are(tmp_path: Path) -> None:
+    data = write_shards(tmp_path, [40])
+    kept = list(loader(data, workers=1, batch_size=2, prefetch=1))  # more than memories that are used again
+    assert content(kept) == content(loader(data, batch_size=2))
+
+
+def test_processes_use_memory_again() -> None:
+    memory = processes._SharedMemory(1)
+    assert [memory.allocate(100).shape, memory.number] == [(100,), 0]
+    memory.allocate(200)  # without sending it, since it was too small
+    assert memory._kept[memory.number][1].shape == (200,)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        number = memory.number
+        memory.send(ours)
+        processes._receive_memory(theirs, 200).close()
+        memory.allocate(150)
+        assert memory.number != number
+        memory.send(ours)
+        memory.reuse([number])
+        memory.allocate(150)
+        assert memory.number == number
+    for descriptor, _ in memory._kept.values():
+        os.close(descriptor)

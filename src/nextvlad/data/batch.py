@@ -239,7 +239,22 @@ class PackedBatch:
 
     def pin_memory(self) -> PackedBatch:
         """A copy in page-locked memory. Needs CUDA."""
-        return replace(self, buffer=self.buffer.pin_memory())
+        return self.copy(lambda size: torch.empty(size, dtype=torch.uint8, pin_memory=True))
+
+    def copy(self, allocate: Callable[[int], Tensor]) -> PackedBatch:
+        """A copy without the room that is not used, into [bytes] uint8 that `allocate` gives."""
+        parts = [part._replace(room=part.num_frames * part.size * part.dtype.itemsize) for part in self.parts]
+        rooms = [part.room for part in parts]
+        size = packed_size(rooms, len(self.video_ids), self.num_classes, has_rated=self.has_rated)
+        copy = replace(self, buffer=allocate(size), parts=parts)
+        ours, theirs = self.batch(), copy.batch()
+        for name, frames in theirs.streams.items():
+            frames.values.copy_(ours.streams[name].values)
+            frames.offsets.copy_(ours.streams[name].offsets)
+        theirs.labels.copy_(ours.labels)
+        if theirs.rated is not None and ours.rated is not None:
+            theirs.rated.copy_(ours.rated)
+        return copy
 
 
 def packed_size(rooms: Sequence[int], num_videos: int, num_classes: int, *, has_rated: bool) -> int:

@@ -22,7 +22,8 @@ from nextvlad.data.batch import PackedBatch, Part, aligned, mark, packed_size, s
 from nextvlad.data.video_record import VideoRecord
 from nextvlad.errors import RecordError
 
-_SPARE = 1.1  # of room, over the most a video took in the mean of a batch
+_SPARE = 1.1  # of room, over the most that a batch took
+_LARGEST_GUESS = 1 << 26  # bytes of room for a stream before there are frames for half of it
 _MOST_KEPT = 3  # blocks of memory that wait to be used again
 
 
@@ -33,7 +34,7 @@ class _Stream:
     name: str
     size: int
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.uint8))
-    frames_a_video: float = 0.0
+    most_frames: int = 0  # of a full batch
     capacity: int = 0
     first_id: str = ""  # of the first video of the batch that has frames
     lengths: list[int] = field(default_factory=list)
@@ -42,6 +43,10 @@ class _Stream:
 
     def room(self) -> int:
         return self.capacity * self.size * self.dtype.itemsize
+
+    def torch_dtype(self) -> torch.dtype:
+        """Bytes where there are no frames, whatever the batch before had."""
+        return torch.from_numpy(np.empty(0, self.dtype if self.num_frames else np.uint8)).dtype
 
 
 class Packer:
@@ -76,7 +81,7 @@ class Packer:
         self._buffer = None
         for stream in self._streams:
             stream.lengths, stream.num_frames, stream.first_id = [], 0, ""
-            stream.capacity = int(stream.frames_a_video * self._batch_size * _SPARE)
+            stream.capacity = int(stream.most_frames * _SPARE)
 
     def __len__(self) -> int:
         """Videos in the batch so far."""
@@ -104,7 +109,7 @@ class Packer:
         """The batch; what is added next is another one."""
         buffer = self._lay_out() if self._buffer is None else self._buffer
         parts = [
-            Part(stream.name, _torch_dtype(stream.dtype), stream.num_frames, stream.size, stream.room())
+            Part(stream.name, stream.torch_dtype(), stream.num_frames, stream.size, stream.room())
             for stream in self._streams
         ]
         has_rated = any(rated is not None for rated in self._rated)
@@ -113,8 +118,8 @@ class Packer:
         mark(batch, self._labels, self._rated)
         for stream in self._streams:
             set_offsets(batch.streams[stream.name], stream.lengths)
-            mean = stream.num_frames / max(len(self._ids), 1)
-            stream.frames_a_video = max(stream.frames_a_video, mean)
+            if len(self._ids) == self._batch_size:  # a smaller one may be of a few long videos
+                stream.most_frames = max(stream.most_frames, stream.num_frames)
             stream.values = stream.values[:0, :0]  # else it would keep the memory in use
         self._begin()
         return packed
@@ -133,7 +138,8 @@ class Packer:
         if wanted > stream.capacity:
             # As if the videos to come were like those that came.
             expected = wanted / (len(self._ids) + 1) * self._batch_size * _SPARE
-            stream.capacity = max(int(expected), wanted)
+            most = _LARGEST_GUESS // (stream.size * stream.dtype.itemsize)
+            stream.capacity = max(wanted, 2 * stream.capacity, min(int(expected), most))
             self._lay_out()
         elif self._buffer is None:
             self._lay_out()
@@ -181,7 +187,3 @@ class ReusedMemory:
 def _give_back(free: list[NDArray[np.uint8]], memory: NDArray[np.uint8]) -> None:
     if len(free) < _MOST_KEPT:
         free.append(memory)
-
-
-def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
-    return torch.from_numpy(np.empty(0, dtype)).dtype
