@@ -111,6 +111,19 @@ def test_one_long_video_does_not_ask_for_a_batch_of_such(monkeypatch: pytest.Mon
     assert [part.room for part in packer.finish().parts] == [2000 * 4, 1 << 12]
 
 
+def test_two_blocks_do_for_one_batch_in_use_and_one_in_the_making() -> None:
+    packer = Packer(STREAMS, NUM_CLASSES, batch_size=2)
+    seen = set()
+    batch = None
+    for number in range(20):
+        for _ in range(2):
+            packer.add(video("v", {"rgb": 20, "audio": 20}, number))
+        batch = packer.finish().batch()
+        if number > 4:
+            seen.add(batch.streams["rgb"].values.data_ptr())
+    assert len(seen) == 2
+
+
 def test_room_is_that_of_the_batches_before() -> None:
     asked: list[int] = []
 

@@ -36,7 +36,6 @@ class _Stream:
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.uint8))
     most_frames: int = 0  # of a full batch
     capacity: int = 0
-    first_id: str = ""  # of the first video of the batch that has frames
     lengths: list[int] = field(default_factory=list)
     num_frames: int = 0
     values: NDArray[Any] = field(default_factory=lambda: np.empty((0, 0), np.uint8))  # [capacity, D]
@@ -80,7 +79,7 @@ class Packer:
         self._rated: list[NDArray[np.int64] | None] = []
         self._buffer = None
         for stream in self._streams:
-            stream.lengths, stream.num_frames, stream.first_id = [], 0, ""
+            stream.lengths, stream.num_frames = [], 0
             stream.capacity = int(stream.most_frames * _SPARE)
 
     def __len__(self) -> int:
@@ -97,9 +96,11 @@ class Packer:
             values = record.streams.get(stream.name)
             count = 0 if values is None else len(values)
             if values is not None and count:
-                self._prepare(stream, record.video_id, values)
-                stream.values[stream.num_frames : stream.num_frames + count] = values
-                stream.num_frames += count
+                start, stop = stream.num_frames, stream.num_frames + count
+                if self._buffer is None or stop > stream.capacity or values.dtype != stream.dtype:
+                    self._prepare(stream, record.video_id, values)
+                stream.values[start:stop] = values
+                stream.num_frames = stop
             stream.lengths.append(count)
         self._ids.append(record.video_id)
         self._labels.append(record.labels)
@@ -120,7 +121,7 @@ class Packer:
             set_offsets(batch.streams[stream.name], stream.lengths)
             if len(self._ids) == self._batch_size:  # a smaller one may be of a few long videos
                 stream.most_frames = max(stream.most_frames, stream.num_frames)
-            stream.values = stream.values[:0, :0]  # else it would keep the memory in use
+            stream.values = np.empty((0, stream.size), np.uint8)  # else it would keep the memory in use
         self._begin()
         return packed
 
@@ -130,7 +131,7 @@ class Packer:
             if stream.num_frames:
                 raise RecordError(
                     f"video {video_id}: stream {stream.name} holds {values.dtype}, that of video "
-                    f"{stream.first_id} holds {stream.dtype}. Keep data of the two kinds apart."
+                    f"{self._first_with(stream)} holds {stream.dtype}. Keep data of the two kinds apart."
                 )
             stream.dtype = values.dtype
             self._lay_out()
@@ -143,7 +144,10 @@ class Packer:
             self._lay_out()
         elif self._buffer is None:
             self._lay_out()
-        stream.first_id = stream.first_id or video_id
+
+    def _first_with(self, stream: _Stream) -> str:
+        """Id of the first video of the batch that has frames."""
+        return next(name for name, length in zip(self._ids, stream.lengths, strict=True) if length)
 
     def _lay_out(self) -> Tensor:
         """Takes a block for the capacities as they are, and moves there what the batch has."""

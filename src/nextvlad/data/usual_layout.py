@@ -114,7 +114,11 @@ def _message(data: memoryview, position: int, end: int, tag: int) -> tuple[int, 
     """End and beginning of the content of the field `tag` at `position`."""
     if position >= end or data[position] != tag:
         raise _UnusualError
-    size, position = protobuf.varint(data, position + 1, end)
+    size = data[position + 1]
+    if size < _ONE_BYTE:
+        position += 2
+    else:
+        size, position = protobuf.varint(data, position + 1, end)
     if size > end - position:
         raise _UnusualError
     return position + size, position
