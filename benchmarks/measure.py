@@ -177,7 +177,9 @@ def finish(what: str, comparisons: Sequence[Comparison], options: argparse.Names
         "what": what,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "quick": options.quick,
-        "command": " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
+        "command": " ".join(
+            ["python", os.path.relpath(sys.argv[0], ROOT), *map(_without_folder, sys.argv[1:])]
+        ),
         "environment": environment(),
         "comparisons": [comparison.to_json() for comparison in comparisons],
     }
@@ -250,6 +252,11 @@ def hardware() -> str:
         name = f"{cpu_model()} {os.cpu_count()} cores"
     name = re.sub(r"\((r|tm)\)|@.*GHz|CPU", " ", name, flags=re.IGNORECASE)
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _without_folder(argument: str) -> str:
+    """Where somebody keeps the data is nobody's business."""
+    return os.path.basename(argument) if os.path.isabs(argument) else argument
 
 
 def _version(package: str) -> str | None:
