@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,15 @@ def make_data(
     num_shards: int = 2,
     num_classes: int = 5,
     first: int = 0,
+    make: Callable[..., VideoRecord] = make_record,
     **more: Any,
 ) -> str:
-    """Writes shards and returns the glob that finds them."""
+    """Writes shards of what `make` makes, and returns the glob that finds them."""
     folder.mkdir(parents=True, exist_ok=True)
     for shard in range(num_shards):
         with RecordWriter(folder / f"{name}-{shard}.tfrecord") as writer:
             for number in range(first + shard, first + num_videos, num_shards):
-                writer.write(serialize_video_record(make_record(number, num_classes, **more)))
+                writer.write(serialize_video_record(make(number, num_classes, **more)))
     return str(folder / f"{name}-*.tfrecord")
 
 
@@ -116,20 +117,6 @@ def make_rated_record(
     )
 
 
-def make_rated_data(
-    folder: Path,
-    name: str,
-    *,
-    num_videos: int,
-    num_shards: int = 2,
-    num_classes: int = 5,
-    first: int = 0,
-    **more: Any,
-) -> str:
-    """Writes shards of `make_rated_record` and returns the glob that finds them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for shard in range(num_shards):
-        with RecordWriter(folder / f"{name}-{shard}.tfrecord") as writer:
-            for number in range(first + shard, first + num_videos, num_shards):
-                writer.write(serialize_video_record(make_rated_record(number, num_classes, **more)))
-    return str(folder / f"{name}-*.tfrecord")
+def make_rated_data(folder: Path, name: str, **more: Any) -> str:
+    """`make_data` with videos of `make_rated_record`."""
+    return make_data(folder, name, make=make_rated_record, **more)

@@ -24,18 +24,16 @@ from nextvlad.progress import console, say
 
 @dataclass(frozen=True)
 class Opened:
-    """A model on its device, and the data for it.
+    """A model, and the data for it.
 
     Attributes:
         model: put into inference; with `model.vocabulary`, the class names or None.
         loader: one epoch in the order of the files; this rank's share of it.
-        device: where the model is.
         total: videos in the data; None where nobody sees a progress bar.
     """
 
     model: InferenceModel
     loader: FrameLoader
-    device: torch.device
     total: int | None
 
 
@@ -80,7 +78,7 @@ def open_checkpoint(
     # Segments are not counted in headers; their bar goes without an end.
     countable = console.is_terminal and segments is None
     total = count_examples(data, skip_damaged=options.skip_damaged) if countable else None
-    return Opened(for_inference(model, options.precision), loader, device, total)
+    return Opened(for_inference(model, options.precision), loader, total)
 
 
 def _trained_max_frames(folder: Path) -> int:

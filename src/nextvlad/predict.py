@@ -123,7 +123,7 @@ def predict(
         seen = 0
         with opened.loader, ProgressBar("Predicting", total=opened.total, unit=unit) as bar:
             for batch in opened.loader:
-                on_device = batch.to(opened.device, non_blocking=True)
+                on_device = batch.to(opened.model.device, non_blocking=True)
                 yield from predict_batch(opened.model, on_device, top_k=kept)
                 seen += batch.num_videos
                 bar.advance(batch.num_videos)
@@ -151,10 +151,10 @@ def _predict_lists(
     out: Path,
 ) -> int:
     """The best segments of each class into a `Class,Segments` file; returns the number of segments seen."""
-    columns = torch.from_numpy(classes).to(opened.device)
+    columns = torch.from_numpy(classes).to(opened.model.device)
     with opened.loader, ProgressBar("Predicting", total=None, unit="segments") as bar:
         for batch in opened.loader:
-            logits = _logits(opened.model, batch.to(opened.device, non_blocking=True))
+            logits = _logits(opened.model, batch.to(opened.model.device, non_blocking=True))
             # Logits rank as probabilities do, which a sigmoid near 1 rounds to one and the same number.
             best.add(batch.video_ids, logits[:, columns].cpu().numpy())
             bar.advance(batch.num_videos)

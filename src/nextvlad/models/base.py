@@ -13,11 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nextvlad.config import ModelConfig
+from nextvlad.config import ModelConfig, Precision
 from nextvlad.data.batch import FrameBatch, Frames
 from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import UsageError
 from nextvlad.models.inputs import Mixup, Preprocessing
+
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.bfloat16,
+}
+"""Of floating-point numbers in inference of each precision."""
 
 Sums = dict[str, Tensor]
 """What a model keeps of the frames it has seen, by name: tensors of B rows that add up over frames."""

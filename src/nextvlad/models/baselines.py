@@ -13,11 +13,9 @@ from torch.nn import functional
 
 from nextvlad.config import MeanPoolConfig, MoEConfig, Precision, StreamConfig
 from nextvlad.data.batch import FrameBatch
-from nextvlad.models.base import InferenceModel, Sums, VideoModel
+from nextvlad.models.base import DTYPES, InferenceModel, Sums, VideoModel
 from nextvlad.models.inputs import Mixup, Preprocessing
 from nextvlad.models.layers import segment_sum
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
 
 
 class MeanPoolBranch(nn.Module):
@@ -78,7 +76,7 @@ class AsItIs(InferenceModel):
 
     def __init__(self, model: VideoModel, precision: Precision) -> None:
         super().__init__(model)
-        self._model, self._dtype = model, _DTYPES[precision]
+        self._model, self._dtype = model, DTYPES[precision]
 
     @torch.no_grad()
     def aggregate(self, batch: FrameBatch) -> Sums:

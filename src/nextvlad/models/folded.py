@@ -27,14 +27,13 @@ from torch.nn import functional
 
 from nextvlad.config import Precision
 from nextvlad.data.batch import FrameBatch, Frames
-from nextvlad.models.base import InferenceModel, Sums
+from nextvlad.models.base import DTYPES, InferenceModel, Sums
 from nextvlad.models.byte_linear import ByteLinear, UnitLinear, has_integer_products
 from nextvlad.models.inputs import Preprocessing
 from nextvlad.models.layers import BatchNorm, segment_products, segment_sum
 from nextvlad.models.mixture import Mixture, mix
 from nextvlad.models.nextvlad import Branch, NeXtVLAD
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
 _SLICES = {"fp32": 3, "bf16": 0, "fp16": 0, "int8": 1}
 _CHUNK_CPU = 1024  # frames; between 512 and 2,048 nothing changes
 _CHUNK_GPU = 1 << 16
@@ -57,7 +56,7 @@ class FoldedBranch:
     def __init__(self, branch: Branch, preprocess: Preprocessing, precision: Precision) -> None:
         self.groups, self.clusters, self.size = branch.groups, branch.clusters, branch.group_size
         self.precision: Precision = precision
-        self.dtype = _DTYPES[precision]
+        self.dtype = DTYPES[precision]
         expansion = _Affine(_wide(branch.expansion.weight), _wide(branch.expansion.bias))
         assignment = expansion.then(_Affine(_wide(branch.assignment.weight))).normalised(
             branch.assignment_norm
@@ -147,7 +146,7 @@ class FoldedNeXtVLAD(InferenceModel):
         preprocess: dict[str, Preprocessing] | None = None,
     ) -> None:
         super().__init__(model)
-        self.dtype = _DTYPES[precision]
+        self.dtype = DTYPES[precision]
         branches = {name: cast(Branch, branch) for name, branch in model.branches.items()}
         self.branches = {
             name: FoldedBranch(
@@ -160,9 +159,11 @@ class FoldedNeXtVLAD(InferenceModel):
         reduce = _Affine(_wide(model.gate.reduce.weight)).normalised(model.gate.norm)
         expand = _Affine(_wide(model.gate.expand.weight))
         classify = _Affine(_wide(model.classifier.weight), _wide(model.classifier.bias))
-        self._hidden: UnitLinear | _Affine = hidden.rounded(self.dtype)
+        self._hidden: UnitLinear | _Affine
         if precision != "fp16" and hidden.weight.device.type == "cpu" and has_integer_products():
             self._hidden = UnitLinear(hidden.weight, hidden.bias, full=precision == "fp32")
+        else:
+            self._hidden = hidden.rounded(self.dtype)
         self._layers = [part.rounded(self.dtype) for part in (reduce, expand, classify)]
 
     @property
