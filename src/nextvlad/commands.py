@@ -10,27 +10,15 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from nextvlad.config import InferenceOptions, StreamConfig, TrainConfig
+from nextvlad.command_options import DEFAULTS, Checkpoint, Count, Data, File, Options, given, option, parse
+from nextvlad.config import InferenceOptions, TrainConfig
 from nextvlad.errors import UsageError
 from nextvlad.recipes import RECIPES, find_recipe
-
-
-def _option(metavar: str, hint: str = "") -> Any:
-    """How an option without a default is shown; "None" would not help anybody."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
-
-
-_Checkpoint = Annotated[Path, tyro.conf.Positional, _option("CHECKPOINT")]
-_Data = Annotated[tuple[str, ...], tyro.conf.Positional, _option("DATA...")]
-_File = Annotated[Path | None, _option("FILE")]
-_Count = Annotated[int | None, _option("INT")]
-_Options = Annotated[InferenceOptions, tyro.conf.arg(name="")]
-_DEFAULTS = InferenceOptions()
+from nextvlad.video_commands import VIDEO_VERBS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,64 +26,14 @@ class TrainCall:
     """A recipe's settings, and where to write and to start from."""
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
-    out: Annotated[Path, _option("RUN", "(required)")]
+    out: Annotated[Path, option("RUN", "(required)")]
     """The run folder: checkpoints, metrics.jsonl, config.json."""
-    init: Annotated[Path | None, _option("CHECKPOINT")] = None
+    init: Annotated[Path | None, option("CHECKPOINT")] = None
     """Fine-tune: start from this checkpoint's weights and architecture."""
     resume: bool = False
     """Go on with the run in --out from its last checkpoint."""
-    resume_from: Annotated[Path | None, _option("CHECKPOINT")] = None
+    resume_from: Annotated[Path | None, option("CHECKPOINT")] = None
     """Go on from this checkpoint of the same run."""
-
-
-def _parse(function: Any, arguments: list[str], verb: str, **options: Any) -> Any:
-    return tyro.cli(
-        function,
-        args=arguments,
-        prog=f"nextvlad {verb}",
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
-        registry=_registry(),
-        **options,
-    )
-
-
-def _registry() -> tyro.constructors.ConstructorRegistry:
-    """How values are read from the command line and shown in help, where tyro's own way reads badly."""
-    registry = tyro.constructors.ConstructorRegistry()
-
-    @registry.primitive_rule
-    def several(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-        read: dict[Any, tuple[str, Callable[[str], Any]]] = {
-            (str, Ellipsis): ("DATA...", str),
-            (StreamConfig, Ellipsis): ("NAME:SIZE...", StreamConfig.parse),
-        }
-        # For a default of two values tyro makes typing's own Tuple of it, which is not equal to tuple.
-        if get_origin(info.type) is not tuple or get_args(info.type) not in read:
-            return None
-        metavar, from_text = read[get_args(info.type)]
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs="*",
-            metavar=metavar,
-            instance_from_str=lambda texts: tuple(map(from_text, texts)),
-            is_instance=lambda value: isinstance(value, tuple),
-            str_from_instance=lambda values: [str(value) for value in values] or ["none"],
-        )
-
-    @registry.primitive_rule
-    def optional(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-        kinds = [kind for kind in get_args(info.type) if kind is not NoneType]
-        if NoneType not in get_args(info.type) or kinds not in ([int], [str], [Path]):
-            return None
-        kind = kinds[0]
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar=f"{kind.__name__.upper()}|None",
-            instance_from_str=lambda texts: None if texts[0] == "None" else kind(texts[0]),
-            is_instance=lambda value: value is None or isinstance(value, kind),
-            str_from_instance=lambda value: [str(value)],
-        )
-
-    return registry
 
 
 def _train_usage() -> str:
@@ -122,7 +60,7 @@ def _train(arguments: list[str]) -> int:
         raise UsageError(f"train: got {name} first, wanted a RECIPE: {', '.join(RECIPES)}, or a .json file.")
     recipe_config = find_recipe(name)
     nothing: Any = tyro.MISSING_NONPROP
-    call = _parse(
+    call = parse(
         TrainCall,
         rest,
         f"train {name}",
@@ -162,23 +100,23 @@ def _check_scoring_call(
         raise UsageError(f"evaluate: got --predictions and also {first} ...; {_EVALUATE_FORMS}")
     if not labels:
         raise UsageError(f"evaluate: --predictions without --data, which holds the labels; {_EVALUATE_FORMS}")
-    for option in fields(options):
-        if option.name != "skip_damaged" and getattr(options, option.name) != getattr(_DEFAULTS, option.name):
-            name = option.name.replace("_", "-")
+    for field in fields(options):
+        if field.name != "skip_damaged" and getattr(options, field.name) != getattr(DEFAULTS, field.name):
+            name = field.name.replace("_", "-")
             raise UsageError(f"evaluate: --{name} is for a checkpoint; --predictions has no use for it.")
 
 
 def _evaluate(arguments: list[str]) -> int:
     def evaluate(
-        checkpoint: Annotated[Path | None, tyro.conf.Positional, _option("CHECKPOINT")] = None,
-        data: _Data = (),
-        predictions: _File = None,
+        checkpoint: Annotated[Path | None, tyro.conf.Positional, option("CHECKPOINT")] = None,
+        data: Data = (),
+        predictions: File = None,
         labels: Annotated[tuple[str, ...], tyro.conf.arg(name="data", metavar="DATA...")] = (),
-        json: _File = None,
-        top_k: _Count = None,
+        json: File = None,
+        top_k: Count = None,
         no_map: bool = False,
         segments: bool = False,
-        options: _Options = _DEFAULTS,
+        options: Options = DEFAULTS,
     ) -> None:
         """Hit@1, PERR, GAP and mAP of a checkpoint or a file, exact over the whole data.
 
@@ -217,7 +155,7 @@ def _evaluate(arguments: list[str]) -> int:
 
         run(
             checkpoint,
-            _given(data),
+            given(data),
             options,
             json_file=json,
             top_k=top_k,
@@ -225,21 +163,21 @@ def _evaluate(arguments: list[str]) -> int:
             segments=segments,
         )
 
-    _parse(evaluate, arguments, "evaluate")
+    parse(evaluate, arguments, "evaluate")
     return 0
 
 
 def _predict(arguments: list[str]) -> int:
     def predict(
-        checkpoint: _Checkpoint,
-        data: _Data,
-        out: Annotated[Path, _option("FILE", "(required)")],
-        top_k: _Count = None,
-        vocabulary: _File = None,
+        checkpoint: Checkpoint,
+        data: Data,
+        out: Annotated[Path, option("FILE", "(required)")],
+        top_k: Count = None,
+        vocabulary: File = None,
         segments: bool = False,
-        classes: _File = None,
-        max_segments: _Count = None,
-        options: _Options = _DEFAULTS,
+        classes: File = None,
+        max_segments: Count = None,
+        options: Options = DEFAULTS,
     ) -> None:
         """The best labels of each video (or segments of each label), into one file.
 
@@ -259,7 +197,7 @@ def _predict(arguments: list[str]) -> int:
 
         run(
             checkpoint,
-            _given(data),
+            given(data),
             options,
             out=out,
             top_k=top_k,
@@ -269,17 +207,17 @@ def _predict(arguments: list[str]) -> int:
             max_segments=max_segments,
         )
 
-    _parse(predict, arguments, "predict")
+    parse(predict, arguments, "predict")
     return 0
 
 
 def _ensemble(arguments: list[str]) -> int:
     def ensemble(
-        files: Annotated[tuple[Path, ...], tyro.conf.Positional, _option("FILE...")],
-        out: Annotated[Path, _option("FILE", "(required)")],
-        weights: Annotated[tuple[float, ...], _option("FLOAT...")] = (),
-        top_k: _Count = None,
-        vocabulary: _File = None,
+        files: Annotated[tuple[Path, ...], tyro.conf.Positional, option("FILE...")],
+        out: Annotated[Path, option("FILE", "(required)")],
+        weights: Annotated[tuple[float, ...], option("FLOAT...")] = (),
+        top_k: Count = None,
+        vocabulary: File = None,
     ) -> None:
         """The weighted mean of prediction files of the same videos, into one file.
 
@@ -296,16 +234,16 @@ def _ensemble(arguments: list[str]) -> int:
 
         run(files, out=out, weights=weights or None, top_k=top_k, vocabulary=vocabulary)
 
-    _parse(ensemble, arguments, "ensemble")
+    parse(ensemble, arguments, "ensemble")
     return 0
 
 
 def _check(arguments: list[str]) -> int:
     def check(
-        data: _Data,
-        json: _File = None,
-        vocabulary: _File = None,
-        workers: _Count = None,
+        data: Data,
+        json: File = None,
+        vocabulary: File = None,
+        workers: Count = None,
     ) -> int:
         """Verifies every record of a data set and shows what is in it.
 
@@ -319,9 +257,9 @@ def _check(arguments: list[str]) -> int:
         """
         from nextvlad.check import check as run
 
-        return run(_given(data), json_file=json, vocabulary=vocabulary, workers=workers)
+        return run(given(data), json_file=json, vocabulary=vocabulary, workers=workers)
 
-    status: int = _parse(check, arguments, "check")
+    status: int = parse(check, arguments, "check")
     return status
 
 
@@ -337,16 +275,16 @@ def _demo(arguments: list[str]) -> int:
 
         run(out, open_plots=open_plots)
 
-    _parse(demo, arguments, "demo")
+    parse(demo, arguments, "demo")
     return 0
 
 
 def _import(arguments: list[str]) -> int:
     def import_(
-        source: Annotated[Path, tyro.conf.Positional, _option("SOURCE")],
-        out: Annotated[Path, tyro.conf.Positional, _option("OUT")],
-        eigenvalues: _File = None,
-        vocabulary: _File = None,
+        source: Annotated[Path, tyro.conf.Positional, option("SOURCE")],
+        out: Annotated[Path, tyro.conf.Positional, option("OUT")],
+        eigenvalues: File = None,
+        vocabulary: File = None,
     ) -> None:
         """A trained NeXtVLAD of PaddleVideo or of the author's TensorFlow code becomes a checkpoint folder.
 
@@ -362,17 +300,17 @@ def _import(arguments: list[str]) -> int:
 
         import_checkpoint(source, out, eigenvalues=eigenvalues, vocabulary=vocabulary)
 
-    _parse(import_, arguments, "import")
+    parse(import_, arguments, "import")
     return 0
 
 
 def _convert(arguments: list[str]) -> int:
     def convert(
-        data: _Data,
-        out: Annotated[Path, _option("DIR", "(required)")],
+        data: Data,
+        out: Annotated[Path, option("DIR", "(required)")],
         to: Literal["auto", "tfrecord", "pickle"] = "auto",
-        videos_per_file: _Count = None,
-        workers: _Count = None,
+        videos_per_file: Count = None,
+        workers: Count = None,
         skip_damaged: bool = False,
         compression: Literal["none", "gzip", "zlib"] = "none",
     ) -> None:
@@ -392,7 +330,7 @@ def _convert(arguments: list[str]) -> int:
         from nextvlad.convert import convert as run
 
         run(
-            _given(data),
+            given(data),
             out,
             to=None if to == "auto" else to,
             videos_per_file=videos_per_file,
@@ -401,14 +339,8 @@ def _convert(arguments: list[str]) -> int:
             compression=None if compression == "none" else compression,
         )
 
-    _parse(convert, arguments, "convert")
+    parse(convert, arguments, "convert")
     return 0
-
-
-def _given(data: tuple[str, ...]) -> tuple[str, ...]:
-    if not data:
-        raise UsageError("no DATA given; wanted files, directories, quoted globs or .list files.")
-    return data
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
@@ -420,5 +352,6 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "ensemble": _ensemble,
     "import": _import,
     "convert": _convert,
+    **VIDEO_VERBS,
 }
 """By name, in the order a user meets them."""
