@@ -464,6 +464,11 @@ def read_json(path: Path) -> object:
         raise ConfigError(f"{path}: not valid JSON ({error}).") from error
 
 
+def validate(kind: Any, values: object, where: str) -> Any:
+    """JSON values as a dataclass of this kind; a ConfigError names `where`, the key, and what is wrong."""
+    return _validate(TypeAdapter(kind), values, where)
+
+
 def _validate(adapter: TypeAdapter[Any], values: object, where: str) -> Any:
     try:
         return adapter.validate_python(_tuples(values), strict=False)

@@ -7,6 +7,7 @@
         ├── RecordError      one record of one file
         ├── CheckpointError  a checkpoint folder
         ├── OutputError      a file that could not be written
+        ├── VideoError       a video file that cannot be decoded
         ├── TrainingError    training cannot go on (non-finite loss, no labels)
         └── WorkerError      a reader process died
 
@@ -98,6 +99,10 @@ class CheckpointError(DataError):
 
 class OutputError(DataError):
     """A file could not be written: disk full, no permission, a folder in the way."""
+
+
+class VideoError(DataError):
+    """A video file cannot be read, or holds neither pictures nor sound that can be decoded."""
 
 
 class TrainingError(DataError):
