@@ -3,6 +3,7 @@
     config.json            {"format", "version", "model": ..., "training": ... or null}
     model.safetensors      parameters, running statistics, preprocessing
     vocabulary.csv         class names, where known
+    features.json          how the features were made that it was trained on, where known
     training.json          counters and positions, only for resuming
     training.safetensors   optimiser moments and random states, only for resuming
 
@@ -36,12 +37,14 @@ from nextvlad.config import (
     train_config_from_json,
 )
 from nextvlad.data.vocabulary import Vocabulary
-from nextvlad.errors import CheckpointError, OutputError
+from nextvlad.errors import CheckpointError, DataError, OutputError
 from nextvlad.models import Model, build_model
+from nextvlad.provenance import Provenance
 
 FORMAT = "nextvlad-checkpoint"
 VERSION = 1
 
+_FEATURES = "features.json"
 _OURS = re.compile(r"step-\d+(-\d+)?|\.step-.*\.incomplete-\d+")
 
 
@@ -58,6 +61,7 @@ def save(
     model: Model,
     *,
     vocabulary: Vocabulary | None = None,
+    provenance: Provenance | None = None,
     config: TrainConfig | None = None,
     state: TrainingState | None = None,
 ) -> None:
@@ -83,6 +87,8 @@ def save(
         save_file(_plain(model.state_dict()), aside / "model.safetensors")
         if vocabulary is not None:
             vocabulary.save(aside / "vocabulary.csv")
+        if provenance is not None:
+            provenance.save(aside / _FEATURES)
         if state is not None:
             _write_json(aside / "training.json", state.values)
             save_file(_plain(state.tensors), aside / "training.safetensors")
@@ -106,7 +112,8 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
         device: where the weights go.
 
     Returns:
-        The model; `model.config` is its configuration, `model.vocabulary` its class names or None.
+        The model; `model.config` is its configuration, `model.vocabulary` its class names or None,
+        `model.provenance` how the features were made that it was trained on, or None.
 
     Raises:
         CheckpointError: the folder is not a checkpoint, incomplete, damaged, or its tensors do not fit.
@@ -120,6 +127,7 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
     model = model.to_empty(device=device)
     model.load_state_dict(tensors)
     model.vocabulary = read_vocabulary(place, config.num_classes)
+    model.provenance = read_provenance(place)
     return model.eval()
 
 
@@ -159,6 +167,18 @@ def read_vocabulary(folder: Path, num_classes: int) -> Vocabulary | None:
     vocabulary = Vocabulary.load(path)
     vocabulary.check_size(num_classes)
     return vocabulary
+
+
+def read_provenance(folder: Path) -> Provenance | None:
+    """How the features were made that the checkpoint was trained on; None: that is not known.
+
+    Raises:
+        CheckpointError: features.json is damaged.
+    """
+    try:
+        return Provenance.load(folder / _FEATURES)
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def read_training_state(folder: Path) -> TrainingState:

@@ -69,7 +69,11 @@ def _guarded(name: str, verb: Callable[[list[str]], int], arguments: list[str]) 
         return verb(arguments)
     except NextvladError as error:
         # What reads the data spells options as `train` does.
-        message = str(error) if name == "train" else str(error).replace("--data.skip-", "--skip-")
+        message = (
+            str(error)
+            if name == "train"
+            else str(error).replace("--data.skip-", "--skip-").replace("--data.trust-", "--trust-")
+        )
         print(f"nextvlad: {message}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:

@@ -292,6 +292,9 @@ class DataConfig:
     segments: bool = False
     """Learn from rated five-second segments, YouTube-8M 2019's, and not from whole videos: in training and
     validation each is a video of its own, and only the classes it was rated for count."""
+    trust_features: bool = False
+    """Use features that were made in another way than those of the checkpoint or of the other data, or in a
+    way that is not known (see provenance.json), since you know that they match."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "eval_batch_size", "max_frames", "shuffle_buffer"):
@@ -428,6 +431,8 @@ class InferenceOptions:
     """Of the matrix products; int8 is for CPUs."""
     skip_damaged: bool = False
     """Skip damaged records and list them, instead of stopping."""
+    trust_features: bool = False
+    """Use features that were made in another way than those of the training, or in a way not known."""
 
 
 def to_json(config: ModelConfig | TrainConfig) -> dict[str, Any]:

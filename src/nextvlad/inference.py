@@ -14,12 +14,14 @@ from torch import Tensor
 from nextvlad import checkpoint, distributed
 from nextvlad.config import InferenceOptions
 from nextvlad.data.loader import FrameLoader, count_examples
+from nextvlad.data.origins import check_origins
 from nextvlad.data.segments import Segments
 from nextvlad.data.window import SKIP
 from nextvlad.errors import DataError, RecordError, UsageError
 from nextvlad.metrics.ranking import DEFAULT_TOP_K
 from nextvlad.models import InferenceModel, for_inference
 from nextvlad.progress import console, say
+from nextvlad.provenance import Expected
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,17 @@ def open_checkpoint(
         segments: None: whole videos; else the parts of each (see `FrameLoader`).
 
     Raises:
-        NextvladError: no such checkpoint, data or device.
+        NextvladError: no such checkpoint, data or device; features made in another way than the model's.
     """
     device = distributed.pick_device(options.device)
     place = checkpoint.resolve(folder)
     model = checkpoint.load(place, device=device)
     max_frames = _trained_max_frames(place) if options.max_frames is None else options.max_frames
+    expected = None
+    if not options.trust_features:
+        names = tuple(stream.name for stream in model.config.streams)
+        expected = Expected(model.provenance, names, f"the model in {folder}")
+        check_origins(data, expected)
     loader = FrameLoader(
         data,
         streams=model.config.streams,
@@ -74,6 +81,7 @@ def open_checkpoint(
         skip_damaged=options.skip_damaged,
         with_labels=with_labels,
         segments=segments,
+        expected=expected,
     )
     # Segments are not counted in headers; their bar goes without an end.
     countable = console.is_terminal and segments is None

@@ -10,6 +10,7 @@ from typing import Any
 from nextvlad import checkpoint, distributed
 from nextvlad.config import DataConfig, TrainConfig, to_json, with_streams
 from nextvlad.data.loader import count_examples, peek_streams
+from nextvlad.data.origins import check_origins, origin_of
 from nextvlad.data.ratings import count_segments, read_ratings
 from nextvlad.data.sources import expand, read
 from nextvlad.data.vocabulary import Vocabulary
@@ -17,6 +18,7 @@ from nextvlad.errors import CheckpointError, ConfigError, RecordError, TrainingE
 from nextvlad.models import Model
 from nextvlad.models.inputs import read_whitening_factors
 from nextvlad.progress import ProgressBar, say
+from nextvlad.provenance import Expected, Provenance
 
 _LOOK_AT = 1000  # videos looked at for labels before a long training starts
 _MOST_CLASSES = 1 << 20  # that labels alone, without a vocabulary, may ask for
@@ -70,6 +72,38 @@ def settle(config: TrainConfig, *, init: Path | None) -> tuple[TrainConfig, Voca
     model = with_streams(model, (), len(vocabulary) if vocabulary else largest + 1)
     best_by = config.best_by or ("segment_map" if config.data.segments else "gap")
     return replace(config, model=model, best_by=best_by), vocabulary
+
+
+def settle_provenance(
+    config: TrainConfig, *, start_from: Path | None
+) -> tuple[Provenance | None, Expected | None]:
+    """How the features of the run were made, and what all of its data has to be like.
+
+    Args:
+        config: settled.
+        start_from: the checkpoint whose weights the run begins with.
+
+    Returns:
+        What the run's checkpoints say of it, and what its loaders expect; None: nothing.
+
+    Raises:
+        DataError: training data, validation data and `start_from` are not all of the same features.
+    """
+    streams = tuple(stream.name for stream in config.model.streams)
+    found, first = origin_of(config.data.train)
+    before = checkpoint.read_provenance(start_from) if start_from else None
+    if config.data.trust_features:
+        known = found or before
+        return known.only(streams) if known else None, None
+    if found and before:
+        found = found.filled_from(before)
+    expected = Expected(before, streams, f"the model in {start_from}")
+    if start_from is None:
+        expected = Expected(found, streams, first)
+    for data in (config.data.train, config.data.valid):
+        if data:
+            check_origins(data, expected)
+    return found.only(streams) if found else None, expected
 
 
 def _look_at_labels(

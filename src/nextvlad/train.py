@@ -39,6 +39,7 @@ from nextvlad.start import (
     own_position,
     place_to_resume,
     settle,
+    settle_provenance,
     shortened,
     undo_whitening,
 )
@@ -102,6 +103,9 @@ class _Run:
         self.start_from = place_to_resume(out, resume=resume, resume_from=resume_from)
         config, self.vocabulary = settle(config, init=init)
         self.config = config
+        self.provenance, self.expected = settle_provenance(
+            config, start_from=self.start_from or (checkpoint.resolve(init) if init else None)
+        )
         self.best_by = str(config.best_by)  # settled
         self.unit = "segments" if config.data.segments else "videos"
         self.segments: Segments | None = "rated" if config.data.segments else None
@@ -156,6 +160,7 @@ class _Run:
             skip_damaged=config.data.skip_damaged,
             position=own_position(self.start_from, state),
             segments=self.segments,
+            expected=self.expected,
         )
         self.random = torch.Generator().manual_seed(config.seed * 1009 + 7 + distributed.rank())
         torch.manual_seed(config.seed * 1009 + distributed.rank())
@@ -347,6 +352,7 @@ class _Run:
             world_size=distributed.world_size(),
             skip_damaged=config.data.skip_damaged,
             segments=self.segments,
+            expected=self.expected,
         ) as loader:
             small = (self.num_valid or 0) * config.model.num_classes <= _LARGEST_MAP
             result: dict[str, Any] = score(
@@ -428,7 +434,14 @@ class _Run:
         while folder.exists():
             attempt += 1
             folder = folder.with_name(f"step-{self.step:08d}-{attempt}")
-        checkpoint.save(folder, self.model, vocabulary=self.vocabulary, config=self.config, state=state)
+        checkpoint.save(
+            folder,
+            self.model,
+            vocabulary=self.vocabulary,
+            provenance=self.provenance,
+            config=self.config,
+            state=state,
+        )
         if best:
             checkpoint.point(self.out / "best", folder)
         checkpoint.point(self.out / "last", folder)

@@ -27,6 +27,7 @@ from nextvlad.data.reader import Delivery, Reader, ReaderPlan, ReaderState
 from nextvlad.data.segments import Segments
 from nextvlad.data.sources import count_videos, expand, read_file
 from nextvlad.errors import ConfigError, DataError, RecordError, UsageError, WorkerError
+from nextvlad.provenance import Expected
 
 _PEEK = 256  # records looked at to learn the streams
 _COUNTING_THREADS = 8
@@ -67,6 +68,7 @@ class FrameLoader:
         with_labels: False reads no labels, so that labels of other classes do not matter.
         segments: what counts as a video: None: a whole one; "rated": each segment that was judged; "all":
             every five seconds (see `nextvlad.data.segments`).
+        expected: how the features have to have been made; None: in any way.
 
     Attributes:
         damage: what was skipped, with places; each place once, however many epochs.
@@ -75,6 +77,7 @@ class FrameLoader:
         UsageError: no such data. ConfigError: an argument out of range; a position of other data or
             other settings.
         RecordError, UsageError: while iterating, damage without `skip_damaged`, as the reader says it.
+        DataError: while iterating, features that are not as `expected`.
         WorkerError: while iterating, a reader process died.
     """
 
@@ -100,6 +103,7 @@ class FrameLoader:
         prefetch: int = 2,
         with_labels: bool = True,
         segments: Segments | None = None,
+        expected: Expected | None = None,
     ) -> None:
         _check_range("batch_size", batch_size, 1)
         _check_range("max_frames", max_frames, 1)
@@ -134,6 +138,7 @@ class FrameLoader:
                 skip_damaged=skip_damaged,
                 with_labels=with_labels,
                 segments=segments,
+                expected=expected,
             )
             for number in range(readers)
         ]

@@ -31,6 +31,7 @@ from nextvlad.data.segments import Segments, segments_of
 from nextvlad.data.tfrecord import read_records
 from nextvlad.data.video_record import VideoRecord, parse_video_record
 from nextvlad.errors import ConfigError, DataError, RecordError, RecordPlace
+from nextvlad.provenance import Expected, of_record
 
 _NO_LABELS = np.empty(0, np.int64)
 _FRAMING_SIZE = 16  # bytes a record takes beside its payload
@@ -55,6 +56,7 @@ class ReaderPlan:
     skip_damaged: bool
     with_labels: bool = True
     segments: Segments | None = None
+    expected: Expected | None = None  # how the features were made; None: in any way
 
 
 _NUMBERS = ("epoch", "draws", "turn", "offset", "number", "part")
@@ -165,6 +167,7 @@ class Reader:
         self._names = {stream.name for stream in plan.streams}
         self._damage: list[RecordError] = []
         self._copies = _Copies(plan.batch_size)
+        self._origins: set[bytes] = set()  # that are as expected
         self._epoch = self._draws = self._turn = self._offset = self._number = self._part = 0
         # Columns rather than rows: each batch carries them, and bytes travel at no cost.
         self._places = (array("q"), array("q"), array("q"), array("q"))
@@ -291,6 +294,7 @@ class Reader:
                 records = segments_of(record, plan.segments, max_frames=plan.max_frames)
         except RecordError as error:
             raise error.at(place) from None
+        self._check_origin(record, place)
         if not plan.with_labels:
             for part in records:
                 part.labels, part.rated = _NO_LABELS, None
@@ -298,6 +302,13 @@ class Reader:
         return [
             _Held(part, copy, shard, place.offset, place.number, index) for index, part in enumerate(records)
         ]
+
+    def _check_origin(self, record: VideoRecord, place: RecordPlace) -> None:
+        """Raises DataError for features that were made in another way than expected: no damage to skip."""
+        expected, token = self._plan.expected, of_record(record.context)
+        if expected is not None and token not in self._origins:
+            expected.check(token, place.path)
+            self._origins.add(token)
 
     def _check(self, records: list[VideoRecord], content: _Content, place: RecordPlace) -> None:
         """Raises RecordError, with its place, for a record that the model cannot take."""

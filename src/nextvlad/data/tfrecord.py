@@ -45,7 +45,11 @@ class Record(NamedTuple):
 
 
 def read_records(
-    path: _Path, *, start: RecordPlace | None = None, on_damage: _OnDamage | None = None
+    path: _Path,
+    *,
+    start: RecordPlace | None = None,
+    on_damage: _OnDamage | None = None,
+    block_bytes: int = _BLOCK,
 ) -> Iterator[Record]:
     """Yield every record of one file, in order, both checksums verified.
 
@@ -57,6 +61,7 @@ def read_records(
         start: a place this function gave out before; reading goes on with that very record.
         on_damage: called with each error instead of raising it. A record whose payload fails its
             checksum is then left out; where the framing itself is lost, the file ends.
+        block_bytes: asked for in one read.
 
     Raises:
         RecordError: damaged, truncated, or not a TFRecord file (only without `on_damage`).
@@ -66,7 +71,7 @@ def read_records(
     """
     with _open(path) as file:
         try:
-            stream = _window(path, file, _BLOCK)
+            stream = _window(path, file, block_bytes)
             if start is not None:
                 _go_to(stream, start)
             yield from _records(stream, on_damage)

@@ -18,6 +18,7 @@ from nextvlad.data.batch import FrameBatch, Frames
 from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import UsageError
 from nextvlad.models.inputs import Mixup, Preprocessing
+from nextvlad.provenance import Provenance
 
 DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
@@ -112,9 +113,10 @@ class InferenceModel(Aggregator):
     """
 
     vocabulary: Vocabulary | None
+    provenance: Provenance | None
 
     def __init__(self, model: VideoModel) -> None:
-        self.config, self.vocabulary = model.config, model.vocabulary
+        self.config, self.vocabulary, self.provenance = model.config, model.vocabulary, model.provenance
         self._device = model.device
 
     @property
@@ -133,6 +135,8 @@ class VideoModel(nn.Module, Aggregator):
 
     vocabulary: Vocabulary | None = None
     """Class names, where known; set when a checkpoint is loaded."""
+    provenance: Provenance | None = None
+    """How the features were made that it was trained on, where known; set when a checkpoint is loaded."""
 
     @property
     def device(self) -> torch.device:
