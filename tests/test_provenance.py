@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from makers import make_data, make_record, nextvlad
@@ -126,6 +126,7 @@ _TEXT = st.text(st.characters(codec="utf-8", exclude_characters=" ="), min_size=
 _VALUES = st.dictionaries(_TEXT, st.one_of(_TEXT, st.integers(), st.lists(st.floats(-5, 5), max_size=3)))
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         _TEXT, st.builds(lambda name, values: replace(RGB, extractor=name, quantiser=values), _TEXT, _VALUES)
