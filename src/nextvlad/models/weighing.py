@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nextvlad.models.layers import segment_products, segment_sum
+
 _ROWS_CPU = 512  # of moments at a time, so that they are still in the cache the second time
 _ROWS_GPU = 1 << 16
 
@@ -89,6 +91,49 @@ def weigh_backward(
     grad_attention = inner * importance * (1.0 - importance)
     centred = _wide(z) if mean is None else z - mean
     return WeighGradients(grad_y.to(z.dtype), grad_attention, grad_y.sum(0), (grad_y * centred).sum(0))
+
+
+def weighted_sums(a: Tensor, e: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over the frames and groups of each video.
+
+    Args:
+        a: [n, G, K] weights.
+        e: [n, G S] expanded frames.
+        offsets: [B + 1] int64 from 0 to n, where the frames of each video begin.
+
+    Returns:
+        Weighted sums of frames [B, K, S] and sums of weights [B, K], both float32; zeros without frames.
+    """
+    left, right = parts(a, e)
+    sums = segment_products(left, right, offsets * a.shape[1]).float()
+    return sums, segment_sum(a.sum(1, dtype=torch.float32), offsets)
+
+
+def weighted_sums_backward(
+    grad_sums: Tensor, grad_mass: Tensor, a: Tensor, e: Tensor, offsets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `weighted_sums` with respect to `a` and `e`, in the dtype of `e`.
+
+    Args:
+        grad_sums: [B, K, S].
+        grad_mass: [B, K].
+        a: as given to `weighted_sums`, and so are `e` and `offsets`.
+        e: [n, G S].
+        offsets: [B + 1].
+    """
+    bounds = offsets * a.shape[1]
+    left, right = (rows.detach().requires_grad_() for rows in parts(a.to(e.dtype), e))
+    with torch.enable_grad():
+        sums = segment_products(left, right, bounds)
+    grad_left, grad_right = torch.autograd.grad(sums, (left, right), grad_sums.to(sums.dtype))
+    grad_left = grad_left + grad_mass[torch.repeat_interleave(bounds.diff())].to(grad_left.dtype)
+    return grad_left.view(a.shape), grad_right.view(e.shape)
+
+
+def parts(a: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights [n, G, K] and expanded frames [n, G S] as rows of a frame and group: [n G, K] and [n G, S]."""
+    num_frames, groups, _ = a.shape
+    return a.flatten(0, 1), e.reshape(num_frames * groups, e.shape[1] // groups)
 
 
 def _softmax_and_sigmoid(z: Tensor, scale: Tensor, shift: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
