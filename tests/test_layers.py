@@ -45,6 +45,7 @@ ORDER = [
     "data.reader",
     "data.processes",
     "data.loader",
+    "data.device_batches",
     "models",
     "importers",
     "checkpoint",

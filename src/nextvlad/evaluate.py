@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from nextvlad import distributed
 from nextvlad.config import InferenceOptions
+from nextvlad.data.device_batches import DeviceBatches
 from nextvlad.data.loader import FrameLoader
 from nextvlad.data.segments import Segments
 from nextvlad.errors import DataError
@@ -76,8 +77,7 @@ def score(
     )
     unit = "segments" if segments else "videos"
     with ProgressBar("Evaluating", total=num_videos, unit=unit, show=show and distributed.is_main()) as bar:
-        for batch in loader:
-            on_device = batch.to(model.device, non_blocking=True)
+        for batch, on_device in DeviceBatches(loader, model.device):
             logits = model(on_device)
             check_finite(logits, batch.video_ids)
             rated = None if on_device.rated is None else on_device.rated.float()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nextvlad.config import InferenceOptions
 from nextvlad.data.batch import FrameBatch
+from nextvlad.data.device_batches import DeviceBatches
 from nextvlad.data.segments import Segments
 from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import DataError, UsageError
@@ -122,8 +123,7 @@ def predict(
     def predictions() -> Generator[Prediction, None, None]:
         seen = 0
         with opened.loader, ProgressBar("Predicting", total=opened.total, unit=unit) as bar:
-            for batch in opened.loader:
-                on_device = batch.to(opened.model.device, non_blocking=True)
+            for batch, on_device in DeviceBatches(opened.loader, opened.model.device):
                 yield from predict_batch(opened.model, on_device, top_k=kept)
                 seen += batch.num_videos
                 bar.advance(batch.num_videos)
@@ -153,8 +153,8 @@ def _predict_lists(
     """The best segments of each class into a `Class,Segments` file; returns the number of segments seen."""
     columns = torch.from_numpy(classes).to(opened.model.device)
     with opened.loader, ProgressBar("Predicting", total=None, unit="segments") as bar:
-        for batch in opened.loader:
-            logits = _logits(opened.model, batch.to(opened.model.device, non_blocking=True))
+        for batch, on_device in DeviceBatches(opened.loader, opened.model.device):
+            logits = _logits(opened.model, on_device)
             # Logits rank as probabilities do, which a sigmoid near 1 rounds to one and the same number.
             best.add(batch.video_ids, logits[:, columns].cpu().numpy())
             bar.advance(batch.num_videos)

@@ -22,6 +22,7 @@ from torch import Tensor
 from nextvlad import checkpoint, distributed, optim
 from nextvlad.config import TrainConfig, to_json
 from nextvlad.data.batch import FrameBatch
+from nextvlad.data.device_batches import DeviceBatch, DeviceBatches
 from nextvlad.data.loader import FrameLoader, count_examples
 from nextvlad.data.segments import Segments
 from nextvlad.errors import CheckpointError, ConfigError, OutputError, RecordError, TrainingError
@@ -162,6 +163,7 @@ class _Run:
             segments=self.segments,
             expected=self.expected,
         )
+        self.batches = DeviceBatches(self.loader, device)
         self.random = torch.Generator().manual_seed(config.seed * 1009 + 7 + distributed.rank())
         torch.manual_seed(config.seed * 1009 + distributed.rank())
         if self.start_from is not None:
@@ -217,15 +219,16 @@ class _Run:
                 show=distributed.is_main(),
             ) as bar,
         ):
-            batches = iter(self.loader)
+            batches = iter(self.batches)
             while config.steps is None or self.step < config.steps:
                 batch = next(batches, None)
-                here = torch.tensor(batch.num_videos if batch else 0, device=self.device)
+                here = torch.tensor(batch.host.num_videos if batch else 0, device=self.device)
                 num_videos = int(distributed.sum_over_ranks(here))
                 if num_videos == 0:
                     break
                 if batch is None:
-                    batch = FrameBatch.empty(config.model.streams, config.model.num_classes)
+                    nothing = FrameBatch.empty(config.model.streams, config.model.num_classes)
+                    batch = DeviceBatch(nothing, nothing.to(self.device))
 
                 model.train()
                 lr = optim.learning_rate(
@@ -235,7 +238,7 @@ class _Run:
                     total_examples=self.total_examples,
                 )
                 loss = self._backward(batch, num_videos)
-                self._update(lr, batch)
+                self._update(lr, batch.host)
                 self.step += 1
                 self.examples += num_videos
                 self.loss_sum += loss * num_videos
@@ -286,18 +289,17 @@ class _Run:
         asked, due = (bool(votes) for votes in distributed.sum_over_ranks(wishes).tolist())
         return asked, due
 
-    def _backward(self, batch: FrameBatch, num_videos: int) -> float:
+    def _backward(self, batch: DeviceBatch, num_videos: int) -> float:
         """Gradients of the loss averaged over all ranks' `num_videos`; returns that loss."""
-        on_device = batch.to(self.device, non_blocking=True)
-        mixup = self._draw_mixup(batch.num_videos)
+        mixup = self._draw_mixup(batch.host.num_videos)
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device, self.config.precision):
-            loss: Tensor = self.loss_of(on_device, on_device.labels.float(), mixup) / num_videos
+            loss: Tensor = self.loss_of(batch.here, batch.here.labels.float(), mixup) / num_videos
         # DistributedDataParallel averages over ranks; ours is a sum over ranks.
         self.scaler.scale(loss * distributed.world_size()).backward()  # type: ignore[no-untyped-call]
         value = float(distributed.sum_over_ranks(loss.detach().double()))
         if not np.isfinite(value):
-            raise self._not_finite(f"the loss is {value}", batch)
+            raise self._not_finite(f"the loss is {value}", batch.host)
         return value
 
     def _not_finite(self, what: str, batch: FrameBatch) -> TrainingError:
@@ -402,7 +404,7 @@ class _Run:
         self.saved_step = self.step
         states = distributed.gather_objects(
             (
-                self.loader.position(),
+                self.batches.position(),
                 torch.get_rng_state(),
                 self.random.get_state(),
                 _cuda_random_state(self.device),

@@ -46,7 +46,8 @@ def _works(index: int) -> bool:
     if _kernels().triton is None:  # as with torch for CPUs, or on a Mac
         return False
     try:
-        fault = find_fault(torch.device("cuda", index))
+        with torch.inference_mode(False), torch.autocast("cuda", enabled=False):  # whoever asks first
+            fault = find_fault(torch.device("cuda", index))
     except Exception as error:  # whatever compiler and driver come up with: slower is better than not at all
         fault = f"{type(error).__name__}: {error}"
     if fault is not None:
