@@ -25,6 +25,7 @@ Usage: nextvlad VERB ...        (nextvlad VERB --help explains a verb)
   predict    the best labels of each video: .jsonl, .csv, .parquet or .pkl file
   ensemble   the weighted mean of prediction files of any systems
   import     a checkpoint of PaddleVideo or TensorFlow becomes one of ours
+  extract    videos and their labels become frame features
   convert    PaddleVideo's data pickles become TFRecord files, and back
 
 DATA is files, directories, quoted globs, or .list files with one path a line;

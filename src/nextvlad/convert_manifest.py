@@ -7,23 +7,18 @@ end, and what it left half-written is never taken for finished.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import stat
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from nextvlad.data.conversion import Converted, Target
-from nextvlad.errors import DataError, OutputError, UsageError
-from nextvlad.files import why
+from nextvlad.errors import DataError, UsageError
+from nextvlad.journal import ADVICE, Journal
 
 MANIFEST = ".nextvlad-convert.jsonl"
 _VERSION = 1
-_OTHER = "Give another --out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,77 +65,37 @@ class Manifest:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self.path = os.path.join(folder, MANIFEST)
         self.plan: Plan | None = None
         self.done: dict[int, Converted] = {}
-        self._file: BinaryIO | None = None
-        self._made_folder = False
+        self._journal = Journal(folder, MANIFEST, "conversion")
 
     def __enter__(self) -> Self:
+        self._journal.__enter__()
         try:
-            self._made_folder = not os.path.exists(self.folder)
-            os.makedirs(self.folder, exist_ok=True)
-            self._file = open(self.path, "a+b")
-        except OSError as error:
-            raise OutputError(
-                f"{self.folder}: cannot be written to ({why(error)}). Choose another place."
-            ) from error
-        try:
-            if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
-                raise DataError(f"{self.path}: is no regular file. {_OTHER}, or remove it.")
-            self._lock()
             self._read()
-        except BaseException:
-            self._file.close()
+        except BaseException as error:
+            self._journal.__exit__(type(error), error, error.__traceback__)
             raise
         return self
 
     def begin(self, plan: Plan) -> None:
         """Writes the plan of a new conversion."""
         self.plan = plan
-        self._add({"version": _VERSION, **asdict(plan)})
+        self._journal.add({"version": _VERSION, **asdict(plan)})
 
     def add(self, done: Converted) -> None:
         """Notes a source that is done."""
         self.done[done.number] = done
-        self._add(asdict(done))
+        self._journal.add(asdict(done))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            if self.plan is None:  # nothing was begun
-                with suppress(OSError):
-                    os.unlink(self.path)
-                    if self._made_folder:
-                        os.rmdir(self.folder)
-            with suppress(OSError):  # of a full disk again, after the error that told of it
-                self._file.close()
-
-    def _lock(self) -> None:
-        at_work = f"{self.folder}: another conversion is at work in this folder. {_OTHER}, or wait for it."
-        try:
-            fcntl.flock(self._open_file(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(at_work) from None
-        except OSError:
-            return  # a file system without locks
-        try:  # one that began nothing removes its file: then the lock is on a file that is gone
-            is_ours = os.path.samestat(os.fstat(self._open_file().fileno()), os.stat(self.path))
-        except FileNotFoundError:
-            is_ours = False
-        if not is_ours:
-            raise UsageError(at_work)
+        self._journal.__exit__(kind, error, trace)
 
     def _read(self) -> None:
-        file = self._open_file()
-        file.seek(0)
-        lines = file.read().splitlines(keepends=True)
-        if lines and not lines[-1].endswith(b"\n"):  # cut off while it was written
-            file.truncate(sum(map(len, lines[:-1])))
-            lines.pop()
         try:
-            values = [json.loads(line) for line in lines]
+            values = [json.loads(line) for line in self._journal.lines]
             if values:
                 self.plan = _plan(values[0])
                 for value in values[1:]:
@@ -148,25 +103,9 @@ class Manifest:
                     self.done[done.number] = done
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DataError(
-                f"{self.path}: not a list of what was converted, as this version writes it ({error}). "
-                f"{_OTHER}, or remove this file and what was converted into the folder."
+                f"{self._journal.path}: not a list of what was converted, as this version writes it "
+                f"({error}). {ADVICE}, or remove this file and what was converted into the folder."
             ) from None
-
-    def _add(self, value: dict[str, Any]) -> None:
-        file = self._open_file()
-        try:
-            file.write(json.dumps(value).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError as error:
-            raise OutputError(
-                f"{self.path}: cannot be written ({why(error)}). Free space, and start the same again."
-            ) from error
-
-    def _open_file(self) -> BinaryIO:
-        if self._file is None:
-            raise UsageError(f"{self.path}: used outside of its `with` block.")
-        return self._file
 
 
 def check_same(folder: str, old: Plan, new: Plan) -> None:
@@ -178,7 +117,7 @@ def check_same(folder: str, old: Plan, new: Plan) -> None:
     if old.target != new.target:
         raise UsageError(
             f"{folder}: was begun with {_options(old.target)}, now {_options(new.target)}. Give the same, or "
-            f"{_OTHER[0].lower()}{_OTHER[1:]}."
+            f"{ADVICE[0].lower()}{ADVICE[1:]}."
         )
     if old.sources == new.sources:
         return
@@ -202,7 +141,7 @@ def check_same(folder: str, old: Plan, new: Plan) -> None:
         difference = difference or "in another order"
     raise UsageError(
         f"{folder}: holds the conversion of {_files(old.sources)}, now {_files(new.sources)}: {difference}. "
-        f"Give the same files, or {_OTHER[0].lower()}{_OTHER[1:]}."
+        f"Give the same files, or {ADVICE[0].lower()}{ADVICE[1:]}."
     )
 
 

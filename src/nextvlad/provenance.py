@@ -245,7 +245,7 @@ def check_match(
     else:
         what = "its features were made in another way than those of"
     raise DataError(
-        f"{found_in}: {what} {wanted_by}.\n{_compared(wanted, found, different)}\nBring together features "
+        f"{found_in}: {what} {wanted_by}.\n{compared(wanted, found, different)}\nBring together features "
         "and a model that belong together: extract the videos again as for the model, or train on these. "
         f"If you know that they match, say so with {TRUST}."
     )
@@ -255,9 +255,14 @@ def _fingerprint(provenance: Provenance | None, stream: str) -> str | None:
     return provenance.fingerprint(stream) if provenance else None
 
 
-def _compared(wanted: Provenance | None, found: Provenance | None, streams: list[str]) -> str:
-    """A table of both sides; `*` marks what differs."""
-    rows = [("", "stream", "wanted", "found")]
+def compared(
+    wanted: Provenance | None,
+    found: Provenance | None,
+    streams: Iterable[str],
+    titles: tuple[str, str] = ("wanted", "found"),
+) -> str:
+    """A table of both sides, field by field; `*` marks what differs."""
+    rows = [("", "stream", *titles)]
     for name in streams:
         sides = [_shown(wanted, name), _shown(found, name)]
         rows.append(("", name, "", ""))

@@ -27,6 +27,39 @@ _OnBytes = Callable[[int], None]
 _Work = Callable[[int, str, _OnBytes], _T]
 
 
+def start_process(target: Callable[..., None], *arguments: Any) -> tuple[Connection, BaseProcess]:
+    """Start a process with a connection to it, which it gets as its first argument.
+
+    Spawned: then no process holds another's connection, so each sees at once when its parent is gone.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process: BaseProcess = context.Process(target=target, args=(theirs, *arguments), daemon=True)
+    # Blocked while the process starts, so that a Ctrl-C cannot reach it before it ignores it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+    return ours, process
+
+
+def leave_interrupts_to_parent() -> None:
+    """Called first by a process: a Ctrl-C is for its parent to act on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+def how_it_ended(process: BaseProcess) -> str:
+    """Of a process that is dead or about to be, in words: "was killed by signal 9."."""
+    process.join(_PATIENCE_SECONDS)
+    code = process.exitcode
+    how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with status {code}"
+    memory = " Perhaps the machine ran out of memory." if code == -signal.SIGKILL else ""
+    return f"{how}.{memory}"
+
+
 class _Done(NamedTuple):
     result: Any
 
@@ -50,7 +83,7 @@ def each_file(
         UsageError: fewer than 0 workers.
     """
     if workers is None:
-        workers = min(_MOST_WORKERS, _num_processors())
+        workers = min(_MOST_WORKERS, num_processors())
     if workers < 0:
         raise UsageError(f"workers: got {workers}, wanted 0 or more.")
     if workers == 0 or len(files) < 2:
@@ -82,7 +115,8 @@ def each_file(
                     on_bytes(message)
 
 
-def _num_processors() -> int:
+def num_processors() -> int:
+    """That this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -90,24 +124,12 @@ def _num_processors() -> int:
 
 @contextmanager
 def _start(count: int, work: _Work[Any]) -> Iterator[dict[Connection, BaseProcess]]:
-    """Processes, by the connection to each; none is left when the block ends.
-
-    Spawned: then no process holds another's connection, so each sees at once when its parent is gone.
-    """
-    context = multiprocessing.get_context("spawn")
+    """Processes, by the connection to each; none is left when the block ends."""
     processes: dict[Connection, BaseProcess] = {}
     try:
         for _ in range(count):
-            ours, theirs = context.Pipe()
-            process: BaseProcess = context.Process(target=_serve, args=(theirs, work), daemon=True)
-            # Blocked while the process starts, so that a Ctrl-C cannot reach it before it ignores it.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-            try:
-                process.start()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-                theirs.close()
-            processes[ours] = process
+            connection, process = start_process(_serve, work)
+            processes[connection] = process
         yield processes
     finally:
         for connection, process in processes.items():
@@ -128,15 +150,9 @@ def _talk(
         return what(connection)
     except (EOFError, OSError):
         process = processes[connection]
-        process.join(_PATIENCE_SECONDS)
-        code = process.exitcode
-        how = (
-            f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with status {code}"
-        )
-        memory = " Perhaps the machine ran out of memory." if code == -signal.SIGKILL else ""
         raise WorkerError(
             f"{working.get(connection, 'before its first file')}: the process that reads it (pid "
-            f"{process.pid}) {how}.{memory} With --workers 0 no such processes are needed."
+            f"{process.pid}) {how_it_ended(process)} With --workers 0 no such processes are needed."
         ) from None
 
 
@@ -146,8 +162,7 @@ def _receive(connection: Connection) -> object:
 
 def _serve(connection: Connection, work: _Work[Any]) -> None:
     """The life of a process: one file after the other, until its parent closes or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    leave_interrupts_to_parent()
     with suppress(EOFError, ConnectionError):
         while True:
             number, path = connection.recv()

@@ -14,16 +14,18 @@ from nextvlad.data.video_record import VideoRecord, parse_video_record
 from nextvlad.errors import RecordError, RecordPlace, UsageError
 
 _Path = str | os.PathLike[str]
+_Folder = Callable[[str], list[str]]
 _LIST_SUFFIX = ".list"
 
 
-def expand(data: _Path | Sequence[_Path]) -> list[str]:
+def expand(data: _Path | Sequence[_Path], *, folder: Callable[[str], list[str]] | None = None) -> list[str]:
     """The files that `data` names, in the order given; each file once.
 
     - a file: itself; one whose name ends in .list holds one path a line, with # comments and blank lines;
       a path in it may be a glob, a folder or another .list file; it is relative to the folder of the list,
       or else to the current folder, as PaddleVideo writes its lists
-    - a folder: its files in alphabetical order, without hidden ones and without subfolders
+    - a folder: its files in alphabetical order, without hidden ones, those that only describe data (.csv,
+      .json), and subfolders; what `folder` gives for it, where that is given
     - a glob (* ? [...], and ** for any depth): what it finds in alphabetical order, folders left out
 
     A leading ~ is the home folder, since a quoted glob reaches us unexpanded.
@@ -34,7 +36,7 @@ def expand(data: _Path | Sequence[_Path]) -> list[str]:
     items = [data] if isinstance(data, str | os.PathLike) else data
     found: dict[str, str] = {}
     for item in items:
-        for path in _expand_one(os.path.expanduser(os.fspath(item)), ()):
+        for path in _expand_one(os.path.expanduser(os.fspath(item)), (), folder or _folder):
             found.setdefault(os.path.abspath(path), path)
     if not found:
         raise UsageError("no data given; name files, folders, quoted globs or .list files.")
@@ -106,24 +108,24 @@ def count_videos(path: _Path, *, on_damage: Callable[[RecordError], None] | None
     return (count_pickle if is_pickle(path) else count_records)(path, on_damage=on_damage)
 
 
-def _expand_one(path: str, lists: tuple[str, ...]) -> list[str]:
+def _expand_one(path: str, lists: tuple[str, ...], folder: _Folder) -> list[str]:
     """The files of one item; `lists` are the .list files that led here."""
     if os.path.isdir(path):
-        return _folder(path)
+        return folder(path)
     if os.path.exists(path):
-        return _list_file(path, lists) if path.endswith(_LIST_SUFFIX) else [path]
+        return _list_file(path, lists, folder) if path.endswith(_LIST_SUFFIX) else [path]
     if glob.has_magic(path):
         matches = [match for match in sorted(glob.glob(path, recursive=True)) if not os.path.isdir(match)]
         if not matches:
             raise UsageError(f"{path}: no file matches. Check the pattern, and quote it in a shell.")
-        return [file for match in matches for file in _expand_one(match, lists)]
+        return [file for match in matches for file in _expand_one(match, lists, folder)]
     raise UsageError(f"{path}: no such file or folder. Check the path.")
 
 
 def _folder(path: str) -> list[str]:
     try:
         with os.scandir(path) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_file() and entry.name[0] != ".")
+            names = sorted(entry.name for entry in entries if entry.is_file() and _is_data(entry.name))
     except OSError as error:
         raise UsageError(f"{path}: cannot be listed ({error.strerror or error}).") from error
     if not names:
@@ -132,7 +134,12 @@ def _folder(path: str) -> list[str]:
     return [os.path.join(path, name) for name in names]
 
 
-def _list_file(path: str, lists: tuple[str, ...]) -> list[str]:
+def _is_data(name: str) -> bool:
+    """May a file of this name in a folder hold records? Vocabularies and indexes lie beside them."""
+    return not name.startswith(".") and not name.endswith((".csv", ".json"))
+
+
+def _list_file(path: str, lists: tuple[str, ...], folder: _Folder) -> list[str]:
     here = os.path.abspath(path)
     if here in lists:
         raise UsageError(f"{path}: this .list file leads back to itself.")
@@ -147,7 +154,7 @@ def _list_file(path: str, lists: tuple[str, ...]) -> list[str]:
         if not item or item.startswith("#"):
             continue
         try:
-            found += _expand_line(path, os.path.expanduser(item), (*lists, here))
+            found += _expand_line(path, os.path.expanduser(item), (*lists, here), folder)
         except UsageError as error:
             raise UsageError(
                 f"{path}, line {number}: {error} Paths in a list are relative to its folder, or else to the "
@@ -158,7 +165,7 @@ def _list_file(path: str, lists: tuple[str, ...]) -> list[str]:
     return found
 
 
-def _expand_line(path: str, item: str, lists: tuple[str, ...]) -> list[str]:
+def _expand_line(path: str, item: str, lists: tuple[str, ...], folder: _Folder) -> list[str]:
     """The files of one line of a list: beside it, or else from the current folder."""
     beside = os.path.join(os.path.dirname(path), item)
     if (
@@ -166,5 +173,5 @@ def _expand_line(path: str, item: str, lists: tuple[str, ...]) -> list[str]:
         and not glob.glob(beside, recursive=True)
         and (os.path.lexists(item) or glob.glob(item, recursive=True))
     ):
-        return _expand_one(item, lists)
-    return _expand_one(beside, lists)
+        return _expand_one(item, lists, folder)
+    return _expand_one(beside, lists, folder)

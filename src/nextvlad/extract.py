@@ -1,0 +1,349 @@
+"""`nextvlad extract`: videos and their labels become frame features, in YouTube-8M's TFRecord files.
+
+video_files, extract_labels -> extract_clips -> extract_splits -> extract_plan: which clips go where
+extract_decoding (processes) -> extract_embedding (this process) -> extract_store: shards
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nextvlad.data.file_processes import num_processors
+from nextvlad.data.vocabulary import Vocabulary
+from nextvlad.errors import DataError, UsageError
+from nextvlad.extract_clips import Draft, Found, all_files, match_rows, with_ids
+from nextvlad.extract_decoding import Decoders, Event, Job, decode
+from nextvlad.extract_embedding import embed_all
+from nextvlad.extract_labels import read_table
+from nextvlad.extract_plan import Clip, Plan
+from nextvlad.extract_splits import SPLITS, SplitOptions, with_splits
+from nextvlad.extract_store import Outcome, Store, write_table
+from nextvlad.progress import ProgressBar, say
+from nextvlad.provenance import Provenance, StreamProvenance
+from nextvlad.video.extractor import Extractor, ExtractorOptions
+from nextvlad.video.files import pyav
+from nextvlad.video_files import VideoFile, expand_videos, shown
+
+INDEX, FAILURES = "index.csv", "failures.csv"
+_LISTED = 20  # failures and the like that are printed
+_INDEX_COLUMNS = ("video_id", "path", "split", "shard", "status", "labels", "start_seconds", "end_seconds")
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """Where labels come from."""
+
+    tables: tuple[Path, ...] = ()
+    """CSV files: `path,label;label`, or Kinetics' lists."""
+    from_folders: bool = False
+    """The name of the folder that a video is in is its label."""
+    split_column: str | None = None
+    group_column: str | None = None
+    vocabulary: Path | None = None
+    """The class names, in order; None: those of the labels, by alphabet."""
+
+    def __post_init__(self) -> None:
+        if self.tables and self.from_folders:
+            raise UsageError("--labels and --labels-from-folders: labels come from the one or the other.")
+        if not self.tables and (self.split_column or self.group_column):
+            raise UsageError(
+                "--split-column and --group-column name columns of a table; give it by --labels."
+            )
+
+
+def extract(
+    videos: Sequence[str],
+    out: Path,
+    options: ExtractorOptions | None = None,
+    *,
+    labels: LabelOptions | None = None,
+    splits: SplitOptions | None = None,
+    videos_per_shard: int = 256,
+    workers: int | None = None,
+    threads: int | None = None,
+) -> dict[str, Outcome]:
+    """`nextvlad extract`: fills a folder, prints what became of the videos.
+
+    A run that was stopped, in whatever way, goes on when it is started again in the same way: what is done is
+    not done again, and what could not be read is tried once more.
+
+    Args:
+        videos: files, folders (at any depth), globs or .list files.
+        out: the folder; made if it is not there.
+        options: how features are made.
+        labels: where labels come from; None: there are none.
+        splits: how clips are dealt out to train, valid and test where no label says it.
+        videos_per_shard: clips a file of records has at most.
+        workers: processes that decode; 0 decodes in this one; None: half of the processors.
+        threads: of the backbone; None: the processors that `workers` leaves, at least one.
+
+    Returns:
+        By video id, what became of each clip.
+
+    Raises:
+        UsageError: no such videos, labels that do not fit them, a folder that holds something else.
+        DataError: not one of the clips could be read.
+        OutputError: a file cannot be written. What was done before any of these stays.
+    """
+    labels, splits = labels or LabelOptions(), splits or SplitOptions()
+    if videos_per_shard < 1:
+        raise UsageError(f"--videos-per-shard: got {videos_per_shard}, wanted 1 or more.")
+    workers, threads = share_processors(workers, threads)
+    pyav()
+    files = expand_videos(videos)
+    found, drafts = find_clips(files, videos, labels, splits)
+    names = _names(drafts, labels.vocabulary)
+    extractor = Extractor(options)
+    provenance = provenance_of(extractor)
+    plan = Plan(_clips(drafts, names, videos_per_shard), names, provenance)
+    start = time.monotonic()
+    with Store(os.fspath(out), plan) as store:
+        try:
+            with _backbone_threads(threads):
+                _work(store, extractor, workers)
+        finally:
+            _write_index(store, found, drafts)
+    _report(store, time.monotonic() - start)
+    outcomes = {clip.video_id: store.outcomes[number] for number, clip in enumerate(plan.clips)}
+    if all(outcome.failure is not None for outcome in outcomes.values()):
+        raise DataError(
+            f"{out}: not one of {len(outcomes):,} clips could be read; {FAILURES} there says why."
+        )
+    return outcomes
+
+
+def share_processors(workers: int | None, threads: int | None) -> tuple[int, int]:
+    """How many processes decode, and how many threads the backbone has: half of the processors each.
+
+    Raises:
+        UsageError: less than 0 and 1.
+    """
+    processors = num_processors()
+    if workers is None:
+        workers = max(1, processors // 2 if threads is None else processors - threads)
+    if threads is None:
+        threads = max(1, processors - workers)
+    if workers < 0 or threads < 1:
+        raise UsageError(f"--workers {workers} --threads {threads}: wanted 0 or more and 1 or more.")
+    return workers, threads
+
+
+def provenance_of(extractor: Extractor) -> Provenance:
+    """How its features are made."""
+    return Provenance({name: StreamProvenance(**values) for name, values in extractor.describe().items()})
+
+
+def find_clips(
+    files: Sequence[VideoFile], given: Sequence[str], labels: LabelOptions, splits: SplitOptions
+) -> tuple[Found, list[Draft]]:
+    """The clips with labels and splits; tells of what does not come together.
+
+    Args:
+        files: the videos.
+        given: what the user named, which led to them.
+        labels: where labels come from.
+        splits: where splits come from.
+
+    Raises:
+        UsageError: labels that do not fit the videos.
+    """
+    if labels.tables:
+        rows = []
+        for table in labels.tables:
+            of_table, unused = read_table(
+                table, split_column=labels.split_column, group_column=labels.group_column
+            )
+            rows += of_table
+            if unused:
+                say(f"{table}: columns that are not used: {', '.join(unused)}.")
+        found = match_rows(files, rows)
+    else:
+        found = all_files(files, folders_are_labels=labels.from_folders, given=given)
+    labelled = bool(labels.tables) or labels.from_folders
+    drafts, how = with_splits(with_ids(found.drafts), splits, labelled=labelled)
+    counts = Counter(draft.split for draft in drafts)
+    shown_counts = ", ".join(f"{split} {counts[split]:,}" for split in SPLITS if counts[split])
+    say(f"{len(drafts):,} clips of {len(files):,} files: {shown_counts} ({how}).")
+    _tell(
+        [f"{row.where}: {shown(row.video)}" for row in found.missing],
+        "rows whose video is not there",
+        "they are left out",
+    )
+    _tell(
+        [shown(file.path) for file in found.without_labels],
+        "videos without labels",
+        "they are left out",
+    )
+    if found.num_joined:
+        say(f"{found.num_joined:,} clips have several rows; their labels are joined.")
+    return found, drafts
+
+
+def _tell(items: Sequence[str], what: str, then: str) -> None:
+    if items:
+        say(f"{len(items):,} {what}; {then}. First: {'; '.join(items[:3])}")
+
+
+def _names(drafts: Sequence[Draft], vocabulary: Path | None) -> tuple[str, ...]:
+    """The class names, in order."""
+    if vocabulary is None:
+        return tuple(sorted({label for draft in drafts for label in draft.labels}))
+    names = Vocabulary.load(vocabulary).names
+    known = set(names)
+    for draft in drafts:
+        unknown = next((label for label in draft.labels if label not in known), None)
+        if unknown is not None:
+            raise UsageError(
+                f"{draft.where}: label {unknown!r} is not in {vocabulary}. Correct it, or leave out "
+                "--vocabulary."
+            )
+    return names
+
+
+def _clips(drafts: Sequence[Draft], names: tuple[str, ...], videos_per_shard: int) -> tuple[Clip, ...]:
+    """The clips of the plan: split by split, and labelled ones in an order that mixes the labels."""
+    index = {name: number for number, name in reversed(list(enumerate(names)))}
+    clips = []
+    for split in SPLITS:
+        chosen = [draft for draft in drafts if draft.split == split]
+        if any(draft.labels for draft in chosen):
+            chosen.sort(key=lambda draft: hashlib.sha256(draft.video_id.encode()).digest())
+        for number, draft in enumerate(chosen):
+            clips.append(
+                Clip(
+                    path=draft.file.path,
+                    video_id=draft.video_id,
+                    labels=tuple(sorted(index[label] for label in draft.labels)),
+                    shard=f"{split}-{number // videos_per_shard:05d}",
+                    start_seconds=draft.start_seconds,
+                    end_seconds=draft.end_seconds,
+                )
+            )
+    return tuple(clips)
+
+
+@contextmanager
+def _backbone_threads(threads: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _work(store: Store, extractor: Extractor, workers: int) -> None:
+    """Extracts what is not done yet."""
+    jobs = [
+        Job(number, clip.path, clip.start_seconds, clip.end_seconds)
+        for number, clip in enumerate(store.plan.clips)
+        if number not in store.before
+    ]
+    if not jobs:
+        return
+    num_failed = 0
+    with (
+        _decoding(jobs, extractor, workers) as events,
+        ProgressBar("Extracting", total=len(store.plan.clips), unit="videos", done=len(store.before)) as bar,
+    ):
+        for features in embed_all(events, extractor):
+            store.add(features)
+            num_failed += features.failure is not None
+            bar.advance(1, f"{num_failed:,} failed" if num_failed else "")
+
+
+@contextmanager
+def _decoding(jobs: Sequence[Job], extractor: Extractor, workers: int) -> Iterator[Iterator[Event]]:
+    if workers == 0:
+        yield (event for job in jobs for event in decode(job, extractor.read_options))
+        return
+    with Decoders(jobs, replace(extractor.read_options, threads=1), workers) as decoders:
+        yield iter(decoders)
+
+
+def _write_index(store: Store, found: Found, drafts: Sequence[Draft]) -> None:
+    """What became of each file, also of those that no clip was made of; and the failures alone."""
+    by_id = {draft.video_id: draft for draft in drafts}
+    streams = sorted(store.plan.provenance.streams, reverse=True)
+    rows: list[list[object]] = []
+    failures: list[list[object]] = []
+    for number, clip in enumerate(store.plan.clips):
+        outcome = store.outcomes.get(number)
+        status = "not yet" if outcome is None else "failed" if outcome.failure is not None else "done"
+        message = (outcome.failure or "; ".join(outcome.notes)) if outcome else ""
+        begin = [clip.start_seconds, clip.end_seconds]
+        labels = ";".join(by_id[clip.video_id].labels)
+        counts = [outcome.num_rows.get(name) if outcome else None for name in streams]
+        shard = clip.shard if status == "done" else ""
+        rows.append([clip.video_id, clip.path, clip.split, shard, status, labels, *begin, *counts, message])
+        if status == "failed":
+            failures.append([clip.path, clip.video_id, message])
+    nothing = [None] * (2 + len(streams))
+    rows += [["", file.path, "", "", "no labels", "", *nothing, ""] for file in found.without_labels]
+    rows += [
+        [
+            row.video_id or "",
+            row.video,
+            row.split or "",
+            "",
+            "missing",
+            ";".join(row.labels),
+            *nothing,
+            row.where,
+        ]
+        for row in found.missing
+    ]
+    columns = [*_INDEX_COLUMNS, *(f"{name}_rows" for name in streams), "message"]
+    write_table(os.path.join(store.folder, INDEX), columns, rows)
+    path = Path(store.folder, FAILURES)
+    if failures:
+        write_table(str(path), ["path", "video_id", "reason"], failures)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _report(store: Store, seconds: float) -> None:
+    """The closing count, to standard output."""
+    if hasattr(sys.stdout, "reconfigure"):  # a name that the terminal has no letters for
+        sys.stdout.reconfigure(errors="replace")
+    outcomes = store.outcomes.values()
+    done = [outcome for outcome in outcomes if outcome.failure is None]
+    failed = [outcome for outcome in outcomes if outcome.failure is not None]
+    new = len(outcomes) - len(store.before)
+    shards = store.shards()
+    print(f"{store.folder}: {len(shards):,} files of records")
+    for split in SPLITS:
+        of_split = [size for name, size in shards.items() if name.rpartition("-")[0] == split]
+        if of_split:
+            videos, size = (sum(column) for column in zip(*of_split, strict=True))
+            print(f"  {split:8s} {videos:,} videos, {size:,} bytes")
+    if store.plan.names:
+        print(f"  labels   {len(store.plan.names):,} in vocabulary.csv")
+    before = f", {len(store.before):,} of them before" if store.before else ""
+    print(f"  videos   {len(done):,} done{before}")
+    rows = Counter[str]()
+    for outcome in done:
+        rows.update(outcome.num_rows)
+    for name, stream in sorted(store.plan.provenance.streams.items(), reverse=True):
+        size = stream.size if isinstance(stream, StreamProvenance) else 0
+        print(f"  {name:8s} {rows[name]:,} rows of {size:,}")
+    print(f"  time     {seconds:.1f} s" + (f", {new / max(seconds, 1e-9):.2g} videos/s" if new else ""))
+    noted = Counter(note for outcome in done for note in outcome.notes)
+    for note, count in noted.most_common(_LISTED):
+        print(f"  note     {count:,} {'videos' if count > 1 else 'video'}: {note}")
+    if failed:
+        print(f"  failed   {len(failed):,}, listed in {FAILURES}; the same command tries them again")
+        for outcome in failed[:_LISTED]:
+            print(f"    {outcome.failure}")
+        if len(failed) > _LISTED:
+            print(f"    and {len(failed) - _LISTED:,} more")
