@@ -27,16 +27,16 @@ from torch.nn import functional
 
 from nextvlad.config import Precision
 from nextvlad.data.batch import FrameBatch, Frames
+from nextvlad.models import gpu_inference
 from nextvlad.models.base import DTYPES, InferenceModel, Sums
 from nextvlad.models.byte_linear import ByteLinear, UnitLinear, has_integer_products
 from nextvlad.models.inputs import Preprocessing
-from nextvlad.models.layers import BatchNorm, segment_products, segment_sum
+from nextvlad.models.layers import BatchNorm, segment_sum
 from nextvlad.models.mixture import Mixture, mix
 from nextvlad.models.nextvlad import Branch, NeXtVLAD
 
 _SLICES = {"fp32": 3, "bf16": 0, "fp16": 0, "int8": 1}
 _CHUNK_CPU = 1024  # frames; between 512 and 2,048 nothing changes
-_CHUNK_GPU = 1 << 16
 _FULL_ROWS = 128
 """oneDNN compiles a product for every new number of rows, so there should be few different ones."""
 _FULL_FRAMES = 16
@@ -62,7 +62,10 @@ class FoldedBranch:
             branch.assignment_norm
         )
         attention = expansion.then(_Affine(_wide(branch.attention.weight), _wide(branch.attention.bias)))
-        self._on_floats = (expansion, assignment.beside(attention))
+        weigh = assignment.beside(attention)
+        if weigh.weight.device.type != "cpu":
+            weigh = weigh.filled_up(gpu_inference.ALIGNMENT)
+        self._on_floats = (expansion, weigh)
         self._rounded: list[_Affine] = []  # the same for floats, once some come
         scale = _wide(preprocess.scale)
         offset = _wide(preprocess.offset) + _BYTE_MIDDLE * scale
@@ -75,16 +78,14 @@ class FoldedBranch:
 
     def aggregate(self, frames: Frames) -> tuple[Tensor, Tensor]:
         """Packed frames of B videos -> weighted sums of frames [B, K, S] and of weights [B, K], float32."""
+        if frames.values.device.type != "cpu":
+            return gpu_inference.aggregate(frames, self._products, self.groups, self.clusters)
         values, num_videos = frames.values, len(frames.offsets) - 1
         sums = torch.zeros(num_videos, self.clusters, self.size, device=values.device)
         mass = torch.zeros(num_videos, self.clusters, device=values.device)
-        on_cpu = values.device.type == "cpu"
         offsets = frames.offsets.tolist()
-        for start, stop in chunks(offsets, _CHUNK_CPU if on_cpu else _CHUNK_GPU):
-            frames_at_hand = values[start:stop]
-            if on_cpu:
-                frames_at_hand = _padded(frames_at_hand, _FULL_ROWS)
-            e, a = self._transform(frames_at_hand)  # [n, E], [n, G, K]
+        for start, stop in chunks(offsets, _CHUNK_CPU):
+            e, a = self._transform(_padded(values[start:stop], _FULL_ROWS))  # [n, E], [n, G, K]
             e, a = e[: stop - start], a[: stop - start]
             first = bisect_right(offsets, start) - 1
             last = bisect_right(offsets, stop - 1)
@@ -94,16 +95,20 @@ class FoldedBranch:
 
     def _transform(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Frames [n, D] -> expanded [n, E] and weights [n, G, K], attention times assignment."""
-        if values.dtype == torch.uint8:
-            ready = self._expand.ready(values)
-            e, y = self._expand(ready), self._weigh(ready)
-        else:
-            self._rounded = self._rounded or [part.rounded(self.dtype) for part in self._on_floats]
-            e, y = (part(values) for part in self._rounded)
+        e, y = self._products(values)
         split = self.groups * self.clusters
         a = torch.softmax(y[:, :split].view(-1, self.groups, self.clusters), 2)
         a *= torch.sigmoid(y[:, split:])[..., None]
         return e, a
+
+    def _products(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames [n, D] -> expanded [n, E] and, side by side, assignments and attentions [n, G K + G]."""
+        if values.dtype == torch.uint8:
+            ready = self._expand.ready(values)
+            return self._expand(ready), self._weigh(ready)
+        self._rounded = self._rounded or [part.rounded(self.dtype) for part in self._on_floats]
+        expand, weigh = self._rounded
+        return expand(values), weigh(values)
 
     def _add(self, e: Tensor, a: Tensor, bounds: list[int], sums: Tensor, mass: Tensor) -> None:
         """Adds the frames of a chunk, cut into videos at `bounds`, to the sums of these videos."""
@@ -116,16 +121,12 @@ class FoldedBranch:
             weights, parts = (rows.view(videos, -1, rows.shape[1]) for rows in (weights, parts))
             sums += torch.bmm(weights.mT, parts)
             mass += mass_of_frames.view(videos, -1, self.clusters).sum(1)
-        elif e.device.type == "cpu":
+        else:
             for video, (start, end) in enumerate(pairwise(bounds)):
                 for first, last in self._pieces(start, end):
                     rows = slice(first * self.groups, last * self.groups)
                     sums[video] += torch.mm(weights[rows].T, parts[rows])
                 mass[video] += mass_of_frames[start:end].sum(0)
-        else:
-            offsets = torch.tensor(bounds, device=e.device)
-            sums += segment_products(weights, parts, offsets * self.groups)
-            mass += segment_sum(mass_of_frames, offsets)
 
     def _pieces(self, start: int, end: int) -> list[tuple[int, int]]:
         """Frames of one video, in pieces of few sizes where each new size costs (see _FULL_ROWS)."""
@@ -263,6 +264,13 @@ class _Affine:
     def beside(self, other: _Affine) -> _Affine:
         """The outputs of both, one behind the other."""
         return _Affine(torch.cat([self.weight, other.weight]), torch.cat([self.bias, other.bias]))
+
+    def filled_up(self, multiple: int) -> _Affine:
+        """With outputs of zero behind its own, up to a multiple."""
+        missing = -len(self.bias) % multiple
+        return _Affine(
+            functional.pad(self.weight, (0, 0, 0, missing)), functional.pad(self.bias, (0, missing))
+        )
 
     def normalised(self, norm: nn.Module) -> _Affine:
         """This layer and then a batch norm with its running statistics."""

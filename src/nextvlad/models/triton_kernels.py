@@ -158,7 +158,7 @@ def weighted_sums(
     qs = tl.program_id(2) * Q + tl.arange(0, Q)
     real_p, real_q = ps < p_size, qs < q_size
     first, last = tl.load(offsets + segment), tl.load(offsets + segment + 1)
-    total = tl.zeros([P, Q], tl.float32)
+    total = tl.zeros([P, Q], tl.float32)  # of float32 by three products each of tf32, which is as good
     total_mass = tl.zeros([P], tl.float32)
     for start in range(first, last, ROWS):
         rows = start + tl.arange(0, ROWS)
@@ -167,7 +167,7 @@ def weighted_sums(
         y_places = rows[:, None] * right_stride + qs[None, :]
         x = tl.load(left + x_places, mask=real_p[:, None] & real[None, :], other=0.0)
         y = tl.load(right + y_places, mask=real[:, None] & real_q[None, :], other=0.0)
-        total = tl.dot(x, y, total)
+        total = tl.dot(x, y, total, input_precision="tf32x3")
         total_mass += tl.sum(x.to(tl.float32), 1)
     place = segment.to(tl.int64) * p_size + ps
     both = real_p[:, None] & real_q[None, :]
@@ -202,6 +202,6 @@ def segment_rows(
             m_places = ps[:, None] * mp_stride + qs[None, :] * mq_stride
             part = tl.load(x + x_places, mask=real[:, None] & real_p[None, :], other=0.0)
             factor = tl.load(matrix + m_places, mask=real_p[:, None] & real_q[None, :], other=0.0)
-            total = tl.dot(part, factor, total)
+            total = tl.dot(part, factor, total, input_precision="tf32x3")
         place = rows[:, None] * q_size + qs[None, :]
         tl.store(out + place, total.to(out.dtype.element_ty), mask=real[:, None] & real_q[None, :])
