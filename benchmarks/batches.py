@@ -8,10 +8,12 @@ from nextvlad.config import StreamConfig
 from nextvlad.data.batch import FrameBatch, Frames
 
 
-def made_up_batch(streams: tuple[StreamConfig, ...], num_videos: int, seed: int = 0) -> FrameBatch:
-    """Random frames, 120 to 300 a video."""
+def made_up_batch(
+    streams: tuple[StreamConfig, ...], num_videos: int, seed: int = 0, *, shortest: int = 120
+) -> FrameBatch:
+    """Random frames, `shortest` to 300 a video."""
     numbers = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(120, 301, (num_videos,), generator=numbers)
+    lengths = torch.randint(shortest, 301, (num_videos,), generator=numbers)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     frames = {
         stream.name: Frames(

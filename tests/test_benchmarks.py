@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from makers import SIZES, make_data
 from nextvlad.config import StreamConfig
@@ -21,7 +22,7 @@ from nextvlad.data.sources import read
 from nextvlad.metrics import gap
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
-SCRIPTS = ("reading", "metrics", "inference", "startup")
+SCRIPTS = ("reading", "metrics", "inference", "startup", "gpu")
 
 
 def load(name: str) -> ModuleType:
@@ -38,6 +39,8 @@ def load(name: str) -> ModuleType:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_benchmark_runs_and_keeps_its_result(script: str, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", FOLDER / f"{script}.py", "--quick", "--out", tmp_path]
+    if script == "gpu" and not torch.cuda.is_available():
+        command += ["--device", "cpu"]
     done = subprocess.run(
         list(map(str, command)),
         capture_output=True,
@@ -54,6 +57,15 @@ def test_a_benchmark_runs_and_keeps_its_result(script: str, tmp_path: Path) -> N
         assert list(comparison["ratios"]) == list(comparison["timings"])[1:]
     (file,) = tmp_path.glob(f"{script}_*.jsonl")
     assert json.loads(file.read_text()) == record
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_its_benchmark_says_so() -> None:
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "gpu.py")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == "benchmarks/gpu.py: no CUDA device here; it measures nothing elsewhere.\n"
 
 
 def test_alternatives_take_turns() -> None:

@@ -84,7 +84,7 @@ class _Copier:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def start(self, batch: FrameBatch) -> _Started:
         with torch.cuda.stream(self._stream):
