@@ -225,3 +225,52 @@ def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:
     save_file(tensors, weights)
     with pytest.raises(CheckpointError, match=r"hidden\.weight holds torch\.float16, wanted torch\.float32"):
         checkpoint.load(tmp_path / "c")
+
+
+def test_thresholds_are_kept_with_the_checkpoint_alone(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    first = saved(run / "checkpoints" / "step-1")
+    assert checkpoint.read_thresholds(first, 3) is None
+    values = [0.0, float(torch.tensor(0.1, dtype=torch.float32)), 1.0]
+    for kept in ([0.5, 0.5, 0.5], values):  # the later ones replace the earlier
+        path = checkpoint.save_thresholds(first, kept, {"data": ["a*"]})
+    assert json.loads(path.read_text())["chosen"] == {"data": ["a*"]}
+    read = checkpoint.read_thresholds(first, 3)
+    assert read is not None
+    assert read.dtype == torch.float32
+    assert read.tolist() == values  # to the bit
+    assert sorted(item.name for item in first.iterdir() if "thresholds" in item.name) == ["thresholds.json"]
+    checkpoint.point(run / "best", first)
+    assert checkpoint.resolve(run) == run / "best"
+    assert checkpoint.read_thresholds(run / "best", 3) is not None
+    assert checkpoint.read_thresholds(saved(run / "checkpoints" / "step-2"), 3) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "not a nextvlad-thresholds file"),
+        ('{"format": "other"}', "not a nextvlad-thresholds file"),
+        ('{"version": 9}', "version 9; this nextvlad reads version 1"),
+        ('{"thresholds": null}', "no list of thresholds, wanted 3, one a class"),
+        ('{"thresholds": [0.5, 0.5]}', "2 thresholds, wanted 3, one a class"),
+        ('{"thresholds": [0.5, NaN, 0.5]}', r"threshold 1 is nan, wanted a number in \[0, 1\]"),
+        ('{"thresholds": [0.5, 0.5, 1.5]}', r"threshold 2 is 1\.5, wanted"),
+        ('{"thresholds": ["0.5", 0.5, 0.5]}', "threshold 0 is '0.5', wanted"),
+        ('{"thresholds": [true, 0.5, 0.5]}', "threshold 0 is True, wanted"),
+    ],
+)
+def test_damaged_thresholds_are_refused(tmp_path: Path, content: str, complaint: str) -> None:
+    folder = saved(tmp_path / "one")
+    if content.startswith('{"') and "other" not in content:
+        content = json.dumps({"format": "nextvlad-thresholds", "version": 1} | json.loads(content))
+    (folder / "thresholds.json").write_text(content)
+    with pytest.raises(CheckpointError, match=rf"thresholds\.json: {complaint}"):
+        checkpoint.read_thresholds(folder, 3)
+
+
+def test_thresholds_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"thresholds\.json: cannot be written"):
+        checkpoint.save_thresholds(tmp_path / "file", [0.5], {})

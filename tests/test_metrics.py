@@ -395,6 +395,8 @@ def test_without_map_and_few_classes() -> None:
     assert values["map_at_k"] is not None
     with pytest.raises(ValueError, match="with_map=False"):
         accumulator.per_class_average_precision()
+    with pytest.raises(ValueError, match="class_keys: this accumulator was made with with_map=False"):
+        next(accumulator.class_keys())
     accumulator.close()
 
 
@@ -411,7 +413,12 @@ def test_classes_are_ranked_block_by_block(monkeypatch: pytest.MonkeyPatch) -> N
     labels[:, 3] = False
     wanted = metrics.per_class_average_precision(scores, labels)
     monkeypatch.setattr("nextvlad.metrics.accumulator._COMPUTE_BYTES", 200)
-    np.testing.assert_array_equal(filled(scores, labels).per_class_average_precision(), wanted)
+    accumulator = filled(scores, labels)
+    np.testing.assert_array_equal(accumulator.per_class_average_precision(), wanted)
+    np.testing.assert_array_equal(accumulator.num_positives, labels.sum(0))
+    keys = ranking.score_keys(scores.astype(np.float32), labels.astype(np.bool_))
+    for of_class, column in zip(accumulator.class_keys(), keys.T, strict=True):
+        np.testing.assert_array_equal(of_class, column)
 
 
 # Loss

@@ -142,3 +142,23 @@ def test_importing_and_drawing_leave_pyplot_alone(tmp_path: Path) -> None:
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_average_precision_over_support_is_drawn(tmp_path: Path) -> None:
+    plots.label_precision([1, 20, 3000], [0.0, 0.5, 1.0], tmp_path / "precision.svg")
+    for said in ("3 labels, mAP 0.5000", "videos that have the label", "average precision"):
+        assert said in texts(tmp_path / "precision.svg")
+
+
+def test_reliability_is_drawn_with_empty_bins(tmp_path: Path) -> None:
+    some = ([0.05, np.nan, 0.95], [0.0, np.nan, 0.9], [1000, 0, 3])
+    for name, curves in {"one": {"best $label$": some}, "two": {"best": some, "kept": some}}.items():
+        plots.reliability(curves, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(PNG)
+
+
+def test_whether_there_is_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plots.can_draw()
+    monkeypatch.delitem(sys.modules, "matplotlib", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert not plots.can_draw()

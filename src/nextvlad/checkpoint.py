@@ -4,6 +4,7 @@
     model.safetensors      parameters, running statistics, preprocessing
     vocabulary.csv         class names, where known
     features.json          how the features were made that it was trained on, where known
+    thresholds.json        from which score on each class is set, where `nextvlad report` was asked to choose
     training.json          counters and positions, only for resuming
     training.safetensors   optimiser moments and random states, only for resuming
 
@@ -18,7 +19,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,14 @@ from nextvlad.config import (
     train_config_from_json,
 )
 from nextvlad.data.vocabulary import Vocabulary
-from nextvlad.errors import CheckpointError, DataError, OutputError
+from nextvlad.errors import CheckpointError, ConfigError, DataError, OutputError
+from nextvlad.files import write_json
 from nextvlad.models import Model, build_model
 from nextvlad.provenance import Provenance
 
 FORMAT = "nextvlad-checkpoint"
 VERSION = 1
+THRESHOLDS_FORMAT = "nextvlad-thresholds"
 
 _FEATURES = "features.json"
 _OURS = re.compile(r"step-\d+(-\d+)?|\.step-.*\.incomplete-\d+")
@@ -179,6 +182,57 @@ def read_provenance(folder: Path) -> Provenance | None:
         return Provenance.load(folder / _FEATURES)
     except DataError as error:
         raise CheckpointError(str(error)) from error
+
+
+def save_thresholds(folder: Path, thresholds: Sequence[float], chosen: Mapping[str, Any]) -> Path:
+    """Keeps a threshold a class with a checkpoint, in place of earlier ones; returns the file.
+
+    Training on makes new checkpoints, which have none: thresholds belong to these weights.
+
+    Args:
+        folder: the checkpoint folder itself.
+        thresholds: C numbers in [0, 1]; a class is set where its probability is not below.
+        chosen: how and on what they were chosen, plain JSON values, for people.
+
+    Raises:
+        OutputError: the file cannot be written; what was there before is untouched.
+    """
+    path = folder / "thresholds.json"
+    header = {"format": THRESHOLDS_FORMAT, "version": VERSION}
+    write_json(path, header | {"chosen": dict(chosen), "thresholds": list(thresholds)})
+    return path
+
+
+def read_thresholds(folder: Path, num_classes: int) -> Tensor | None:
+    """[C] float32 thresholds kept with a checkpoint by `save_thresholds`; None if it has none.
+
+    Raises:
+        CheckpointError: the file is damaged, or of another number of classes.
+    """
+    path = folder / "thresholds.json"
+    if not path.is_file():
+        return None
+    again = "Remove it, or make it anew with `nextvlad report --save-thresholds`."
+    try:
+        found = read_json(path)
+    except ConfigError as error:
+        raise CheckpointError(f"{error} {again}") from error
+    if not isinstance(found, dict) or found.get("format") != THRESHOLDS_FORMAT:
+        raise CheckpointError(f"{path}: not a {THRESHOLDS_FORMAT} file. {again}")
+    if found.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path}: version {found.get('version')!r}; this nextvlad reads version {VERSION}. Update it."
+        )
+    values = found.get("thresholds")
+    if not isinstance(values, list) or len(values) != num_classes:
+        count = f"{len(values)} thresholds" if isinstance(values, list) else "no list of thresholds"
+        raise CheckpointError(f"{path}: {count}, wanted {num_classes}, one a class. {again}")
+    for index, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise CheckpointError(
+                f"{path}: threshold {index} is {value!r}, wanted a number in [0, 1]. {again}"
+            )
+    return torch.tensor(values, dtype=torch.float32)
 
 
 def read_training_state(folder: Path) -> TrainingState:

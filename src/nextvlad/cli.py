@@ -23,6 +23,7 @@ Usage: nextvlad VERB ...        (nextvlad VERB --help explains a verb)
   train      train or fine-tune a model
   evaluate   Hit@1, PERR, GAP and mAP of a checkpoint or a file of predictions
   predict    the best labels of each video: .jsonl, .csv, .parquet or .pkl file
+  report     a page on a model: AP a label, confusions, calibration, thresholds
   ensemble   the weighted mean of prediction files of any systems
   import     a checkpoint of PaddleVideo or TensorFlow becomes one of ours
   extract    videos and their labels become frame features

@@ -167,6 +167,38 @@ def _evaluate(arguments: list[str]) -> int:
     return 0
 
 
+def _report(arguments: list[str]) -> int:
+    def report(
+        run: Annotated[Path, tyro.conf.Positional, option("RUN")],
+        data: Annotated[tuple[str, ...], option("DATA...", "(required)")],
+        out: Annotated[Path, option("DIR", "(required)")],
+        save_thresholds: bool = False,
+        videos: Annotated[Path | None, option("DIR")] = None,
+        top_k: Count = None,
+        options: Options = DEFAULTS,
+    ) -> None:
+        """What a model does well and badly on labelled videos: one HTML page, its numbers, PNG pictures.
+
+        Curves of training, AP of each label, confusions, calibration, thresholds, examples.
+
+        Args:
+            run: Folder of a run (its best checkpoint is taken) or of one checkpoint.
+            data: Labelled files, folders, quoted globs, or .list files with one path a line; best videos that
+                the model was not trained on.
+            out: Folder for report.html, report.json and the pictures; an earlier report there is replaced.
+            save_thresholds: Keep the best threshold of each label in the checkpoint, for `nextvlad tag`.
+            videos: Folder of the videos themselves, with subfolders, for pictures of the examples.
+            top_k: Labels a video for GAP and calibration; 20, or all where there are fewer, if not given.
+            options: How to read and compute.
+        """
+        from nextvlad.report import report as write
+
+        write(run, given(data), options, out=out, videos=videos, top_k=top_k, save_thresholds=save_thresholds)
+
+    parse(report, arguments, "report")
+    return 0
+
+
 def _predict(arguments: list[str]) -> int:
     def predict(
         checkpoint: Checkpoint,
@@ -349,6 +381,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "evaluate": _evaluate,
     "predict": _predict,
+    "report": _report,
     "ensemble": _ensemble,
     "import": _import,
     "convert": _convert,

@@ -6,8 +6,10 @@ are made without pyplot: no window, no state left behind, safe in threads and on
 
 from __future__ import annotations
 
+import importlib.util
 import json
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +112,70 @@ def confusion_matrix(counts: ArrayLike, names: Sequence[str], out: Path) -> None
     if len(names) <= MOST_WRITTEN_CLASSES:
         _write_counts(axes, matrix, shares)
     _save(figure, out)
+
+
+def label_precision(num_positives: ArrayLike, precisions: ArrayLike, out: Path) -> None:
+    """Average precision of each label over the number of videos that have it, one point each.
+
+    Args:
+        num_positives: [n] videos of each label, 1 or more.
+        precisions: [n] average precision of each, in [0, 1].
+        out: the picture, .png, .svg or .pdf.
+
+    Raises:
+        UsageError: no matplotlib, or another suffix.
+        OutputError: the picture cannot be written.
+    """
+    figure_of = _load_matplotlib(out)
+    counts, values = np.asarray(num_positives), np.asarray(precisions)
+    figure = figure_of(8.0, 5.0)
+    axes = figure.subplots()
+    _tidy(axes)
+    size = 30 if len(counts) <= 200 else 14
+    axes.scatter(counts, values, s=size, color=TRAINING, alpha=0.55, linewidths=0)
+    axes.set_xscale("log")
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel("videos that have the label")
+    axes.set_ylabel("average precision")
+    axes.set_title(f"{len(counts):,} labels, mAP {values.mean():.4f}", loc="left")
+    _save(figure, out)
+
+
+def reliability(curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]], out: Path) -> None:
+    """Share right over score, and how many pairs of a video and a label each bin holds.
+
+    Args:
+        curves: one or two, by name: [n] mean score of each bin, [n] share that is right, [n] pairs; empty
+            bins have NaN and 0.
+        out: the picture, .png, .svg or .pdf.
+
+    Raises:
+        UsageError: no matplotlib, or another suffix.
+        OutputError: the picture cannot be written.
+    """
+    figure_of = _load_matplotlib(out)
+    figure = figure_of(6.4, 7.4)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1.0])
+    above.plot([0, 1], [0, 1], color=QUIET, linestyle="--", linewidth=1.0)
+    for (name, curve), colour in zip(curves.items(), (TRAINING, VALIDATION), strict=False):
+        scores, shares, counts = (np.asarray(part, np.float64) for part in curve)
+        some = counts > 0
+        above.plot(scores[some], shares[some], color=colour, marker="o", markersize=4, label=name)
+        below.plot(scores[some], counts[some], color=colour, marker="o", markersize=4)
+    for axes in (above, below):
+        _tidy(axes)
+    above.set_ylabel("share right")
+    above.legend(frameon=False, loc="upper left")
+    below.set_yscale("log")
+    below.set_ylabel("pairs")
+    below.set_xlabel("score")
+    below.set_xlim(-0.02, 1.02)
+    _save(figure, out)
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed; it is not loaded for that."""
+    return "matplotlib" in sys.modules or importlib.util.find_spec("matplotlib") is not None
 
 
 def read_metrics(path: Path) -> list[Row]:

@@ -19,6 +19,7 @@ from nextvlad.metrics.functions import hits_among_equal_recall, mean_precision
 from nextvlad.metrics.lists import RankedLists
 from nextvlad.metrics.ranking import (
     DEFAULT_TOP_K,
+    Keys,
     average_precision,
     best_classes,
     checked,
@@ -228,6 +229,26 @@ class MetricAccumulator:
         defined = {name: None if math.isnan(value) else value for name, value in values.items()}
         return {"num_videos": num_videos, **defined}
 
+    @property
+    def num_positives(self) -> NDArray[np.int64]:
+        """[C] videos seen of each class."""
+        return self._positives.copy()
+
+    def class_keys(self) -> Iterator[Keys]:
+        """For each class in turn the keys [N] of all its scores (see `nextvlad.metrics.ranking`).
+
+        Raises:
+            ValueError: the accumulator was made with `with_map=False`.
+        """
+        if self._class_keys is None:
+            raise ValueError("class_keys: this accumulator was made with with_map=False.")
+        step = self._classes_at_a_time()
+        for start in range(0, self.num_classes, step):
+            yield from self._class_keys.classes(start, min(start + step, self.num_classes))
+
+    def _classes_at_a_time(self) -> int:
+        return max(1, _COMPUTE_BYTES // (4 * max(1, self.num_videos)))
+
     def per_class_average_precision(self) -> NDArray[np.float64]:
         """[C] untruncated average precision of each class; NaN for a class without positives.
 
@@ -237,7 +258,7 @@ class MetricAccumulator:
         if self._class_keys is None:
             raise ValueError("per_class_average_precision: this accumulator was made with with_map=False.")
         precisions = np.full(self.num_classes, np.nan)
-        step = max(1, _COMPUTE_BYTES // (4 * max(1, self.num_videos)))
+        step = self._classes_at_a_time()
         for start in range(0, self.num_classes, step):
             positives = self._positives[start : start + step].tolist()
             if any(positives):
