@@ -101,8 +101,12 @@ class _Rows:
             self._cut_sound(rows)
             return []
         self._cut_sound(min(sound, rows_of(sound_end, rate)))
-        first, later = ("sound", "pictures") if sound_end < picture_end else ("pictures", "sound")
-        return [f"the {first} ends {abs(picture_end - sound_end):.1f} seconds before the {later}"]
+        which = (
+            "the sound ends {} before the pictures"
+            if sound_end < picture_end
+            else "the pictures end {} before the sound"
+        )
+        return [which.format(f"{abs(picture_end - sound_end):.1f} seconds")]
 
     def _cut_sound(self, rows: int) -> None:
         del self.sound[max(0, rows - self._given_sound) :]

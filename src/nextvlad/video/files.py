@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from nextvlad.video.decode import ReadOptions
 
 _STILL_FORMATS = ("image2", "_pipe")
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<MPD", b"[playlist]")
+"""What files begin with that only name others: they may lead anywhere, and wait for it for ever."""
+_TIMEOUT_SECONDS = 60.0  # of one read; a disk that sleeps is slower than one would think
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,8 @@ def open_media(path: str | os.PathLike[str], options: ReadOptions) -> Opened:
         container: InputContainer = av.open(
             f"file:{name}",
             metadata_errors="replace",
-            # A playlist must not make us read the network.
-            container_options={"protocol_whitelist": "file,crypto,data", "pattern_type": "none"},
+            container_options={"protocol_whitelist": "file", "pattern_type": "none"},
+            timeout=_TIMEOUT_SECONDS,
         )
     except (av.FFmpegError, ValueError) as error:
         raise VideoError(
@@ -108,8 +111,13 @@ def _check_file(name: str) -> None:
         raise VideoError(f"{name}: not a file; wanted a video file.")
     if status.st_size == 0:
         raise VideoError(f"{name}: is empty (0 bytes). Fetch it again.")
-    if not os.access(name, os.R_OK):
-        raise VideoError(f"{name}: cannot be opened (no permission to read it).")
+    try:
+        with open(name, "rb") as file:
+            start = file.read(4096)
+    except OSError as error:
+        raise VideoError(f"{name}: cannot be opened ({why(error)}).") from error
+    if start.lstrip().startswith(_PLAYLISTS) or b"<MPD" in start:
+        raise VideoError(f"{name}: is a playlist, not a video; give the files that it names.")
 
 
 def _reason(error: Exception) -> str:
@@ -125,7 +133,7 @@ def _choose(container: InputContainer, name: str, options: ReadOptions) -> Opene
         notes.append("its cover picture is not taken for a video")
     video = _best(container, "video", pictures, notes)
     audio = _best(container, "audio", list(container.streams.audio), notes)
-    if video is None and audio is None:
+    if container.format.name == "tty" or (video is None and audio is None):  # text, drawn as ANSI art
         raise VideoError(
             f"{name}: no pictures and no sound that can be decoded"
             f"{' (' + '; '.join(notes) + ')' if notes else ''}; format {container.format.name}. "

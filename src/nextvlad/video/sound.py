@@ -67,7 +67,7 @@ class SoundLine:
         """What to tell of the gaps, in sentences without a full stop."""
         if self.silence_seconds < 1.0:
             return []
-        return [f"{self.silence_seconds:.1f} seconds without sound inside it, taken as silence"]
+        return [f"{self.silence_seconds:.1f} seconds of its sound are missing, taken as silence"]
 
     def _restart(
         self, frame: AudioFrame, seconds: float, shape: tuple[object, ...]
