@@ -74,7 +74,7 @@ class Seconds:
         Raises:
             UsageError: the model is in training mode, frames of another size, or a rate that is not above 0.
         """
-        model._check_evaluating()
+        model.check_evaluating()
         self._model = model
         names = [stream.name for stream in model.config.streams]
         rates = {name: rates_hz if isinstance(rates_hz, int | float) else rates_hz[name] for name in names}
@@ -83,7 +83,7 @@ class Seconds:
                 raise UsageError(f"stream {name}: rate {rate} Hz, wanted a number above 0.")
         # Checked, and moved to the model's device, as for `update`.
         own = {name: values for name, values in streams.items() if name in names}
-        self._streams = {name: frames.values for name, frames in model._one_video(own).streams.items()}
+        self._streams = {name: frames.values for name, frames in model.one_video(own).streams.items()}
         self.step_seconds = max([1.0, *(1.0 / rates[name] for name in names if len(self._streams[name]))])
         steps = {
             name: np.floor(np.arange(len(values)) / rates[name] / self.step_seconds + 1e-9).astype(np.int64)

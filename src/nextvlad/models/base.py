@@ -54,8 +54,8 @@ class Aggregator:
     @torch.no_grad()
     def begin(self) -> Sums:
         """The sums of one video without frames yet, to be fed by `update`."""
-        self._check_evaluating()
-        return self.aggregate(self._one_video({}))
+        self.check_evaluating()
+        return self.aggregate(self.one_video({}))
 
     @torch.no_grad()
     def update(self, state: Sums, frames: Mapping[str, Any]) -> None:
@@ -70,21 +70,23 @@ class Aggregator:
             UsageError: a stream that the model does not have, or frames of another size; the model is in
                 training mode.
         """
-        self._check_evaluating()
-        for name, sums in self.aggregate(self._one_video(frames)).items():
+        self.check_evaluating()
+        for name, sums in self.aggregate(self.one_video(frames)).items():
             state[name] += sums
 
     @torch.no_grad()
     def predict(self, state: Sums) -> Tensor:
         """[C] float32, the probability of each class given the frames so far; the state stays as it is."""
-        self._check_evaluating()
+        self.check_evaluating()
         return torch.sigmoid(self.conclude(state))[0]
 
-    def _check_evaluating(self) -> None:
+    def check_evaluating(self) -> None:
+        """UsageError in training mode."""
         if getattr(self, "training", False):
             raise UsageError("a video can be fed in pieces in evaluation only; call model.eval() first.")
 
-    def _one_video(self, frames: Mapping[str, Any]) -> FrameBatch:
+    def one_video(self, frames: Mapping[str, Any]) -> FrameBatch:
+        """A batch of one video of these frames on the model's device; as `update` takes and refuses them."""
         sizes = {stream.name: stream.size for stream in self.config.streams}
         unknown = sorted(set(frames) - set(sizes))
         if unknown:
