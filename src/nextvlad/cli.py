@@ -24,6 +24,7 @@ Usage: nextvlad VERB ...        (nextvlad VERB --help explains a verb)
   evaluate   Hit@1, PERR, GAP and mAP of a checkpoint or a file of predictions
   predict    the best labels of each video: .jsonl, .csv, .parquet or .pkl file
   report     a page on a model: AP a label, confusions, calibration, thresholds
+  tag        videos: labels with scores, and the seconds that speak for each
   ensemble   the weighted mean of prediction files of any systems
   import     a checkpoint of PaddleVideo or TensorFlow becomes one of ours
   extract    videos and their labels become frame features
@@ -39,6 +40,7 @@ A CHECKPOINT is the folder of a run, or one of the checkpoints inside it.
   nextvlad evaluate runs/a 'eval*'
   nextvlad predict runs/a 'eval*' --out predictions.jsonl
   nextvlad predict runs/s 'test*' --segments --out segments.csv
+  nextvlad tag runs/own holiday.mp4 --report holiday.html
   nextvlad import nextvlad_youtube8m.tar.gz paddle-model
   nextvlad convert train.list --out tfrecords
 

@@ -56,13 +56,19 @@ class NewFile:
     They go to a hidden file beside `path`, renamed when the block ends without an exception and removed
     otherwise, so `path` is always whole or untouched.
 
+    Args:
+        path: of the file.
+        keep_partial: what was written stays in `path`.partial when the block ends with an exception; for
+            files of rows, each of which was work.
+
     Raises:
         OutputError: the file cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, keep_partial: bool = False) -> None:
         self.path = os.fspath(path)
-        self._aside = aside_of(self.path, os.getpid())
+        self._keep = keep_partial
+        self._aside = f"{self.path}.partial" if keep_partial else aside_of(self.path, os.getpid())
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> Self:
@@ -93,8 +99,9 @@ class NewFile:
                 with suppress(OSError):
                     self._file.close()
                 self._file = None
-            with suppress(OSError):
-                os.unlink(self._aside)
+            if not (self._keep and kind is not None):
+                with suppress(OSError):
+                    os.unlink(self._aside)
 
     def _finish(self) -> None:
         if self._file is None:

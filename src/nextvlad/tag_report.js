@@ -44,7 +44,7 @@ for (const rows of document.querySelectorAll(".rows")) {
     readings.forEach((reading, i) => {
       const value = data.tags[i].values[place];
       if (value === undefined) return;
-      reading.textContent = `${signed(value)}: ${sigmoid(data.tags[i].logit - value).toFixed(3)} without it`;
+      reading.textContent = `${signed(value)}: ${sigmoid(data.tags[i].logit - value).toFixed(3)} without ${data.together > 1 ? "its strongest second" : "it"}`;
       reading.className = value > 0 ? "reading for" : "reading";
       reading.style.display = "block";
       const inLane = left - (axis.left - box.left);

@@ -36,10 +36,12 @@ _HOW_TO_READ = """\
 <span><span class="key against"></span>one that speaks against it</span>
 <span><span class="key band"></span>stretches that speak for it</span></div>
 <details><summary>What the numbers are</summary>
-<p>The height of a block is what the label's log-odds lose when that second is left out of the video, pictures and
-sound. It is computed with the model itself (leave-one-out), not estimated. The contributions of all seconds do not add up
-to the score. Every label has a scale of its own; its greatest value stands at the right.</p>
-<p>Stretches are found from that curve; &ldquo;without them&rdquo; is the score when all of them are left out.</p>
+<p>The height of a block is what the label's log-odds lose when that second is left out of the video,
+pictures and sound. It is computed with the model itself (leave-one-out), not estimated. The contributions of
+all seconds do not add up to the score. Every label has a scale of its own; its greatest value stands at the
+right.</p>
+<p>Stretches are found from that curve; &ldquo;without them&rdquo; is the score when all of them are left
+out.</p>
 <p>Attention is what the model weighs a second with, whatever the label.</p></details>
 """
 
@@ -76,7 +78,7 @@ class ReportWriter:
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             # Nothing in the page may ask a network for anything, whatever is written into it.
-            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; "
+            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
             "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">\n"
             f"<title>{escape(self._title)}</title>\n<style>\n{head}</style></head>\n<body><main>\n"
             f"<header><h1>{escape(self._title)}</h1>{_facts(self._facts)}{_HOW_TO_READ}</header>\n"
@@ -154,9 +156,9 @@ def thinned(values: NDArray[Any], most: int = MOST_STEPS) -> tuple[NDArray[Any],
     together = max(1, math.ceil(len(values) / most))
     if together == 1:
         return values, 1
-    groups = np.full(math.ceil(len(values) / together) * together, np.nan)
-    groups[: len(values)] = values
-    groups = groups.reshape(-1, together)
+    padded = np.full(math.ceil(len(values) / together) * together, np.nan)
+    padded[: len(values)] = values
+    groups = padded.reshape(-1, together)
     return groups[np.arange(len(groups)), np.nanargmax(np.abs(groups), axis=1)], together
 
 
@@ -176,7 +178,7 @@ def _thumbnails(video: TaggedVideo) -> str:
         f'src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">'
         for index, (second, jpeg) in enumerate(video.thumbnails)
     )
-    return f'<div class="lane thumbs{" few" if places < _STRIP // 2 + 1 else ""}">{images}</div>'
+    return f'<div class="lane thumbs{" few" if places < _STRIP - 2 else ""}">{images}</div>'
 
 
 def _tag(number: int, tag: Tag, video: TaggedVideo) -> str:
@@ -243,9 +245,7 @@ def _attention(stream: str, mass: NDArray[np.float64]) -> str:
 
 
 def _svg(width: float, content: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {width:g} 100" preserveAspectRatio="none" aria-hidden="true">{content}</svg>'
-    )
+    return f'<svg viewBox="0 0 {width:g} 100" preserveAspectRatio="none" aria-hidden="true">{content}</svg>'
 
 
 def _blocks(values: NDArray[Any], zero: float, unit: float) -> str:
@@ -284,6 +284,7 @@ def _values(video: TaggedVideo) -> dict[str, Any]:
         "duration": video.duration_seconds,
         "step": step,
         "steps": steps,
+        "together": together,
         "level": level,
         "tags": [
             {

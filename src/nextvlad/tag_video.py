@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ class TaggedVideo:
 
     Attributes:
         video_id: the file's name without folder and ending.
-        path: the file, as it was named.
+        path: the file, as it was named; bytes of it that are no UTF-8 are question marks.
         tags: best first; those that reach their threshold.
         duration_seconds: of its steps together; up to half a row more or less than what the file says.
         step_seconds: how long a step of `contributions` is; 1.0 for features of one row a second or more.
@@ -115,6 +115,7 @@ def tag_video(
     choice: Choice,
     *,
     video_id: str,
+    max_rows: int | None = None,
     thumbnails: bool = False,
     on_rows: Callable[[int], None] | None = None,
 ) -> TaggedVideo:
@@ -126,6 +127,7 @@ def tag_video(
         path: the file.
         choice: which labels are wanted.
         video_id: its name in results.
+        max_rows: how many rows of a stream the model saw in training; a longer video gets a note.
         thumbnails: keep small pictures too.
         on_rows: called now and then with the number of rows (seconds) read since.
 
@@ -137,19 +139,25 @@ def tag_video(
     rate = extractor.options.rate_hz
     seconds = Seconds(model, footage.streams, rates_hz=rate)
     check_finite(seconds.logits[None], [path])
-    lengths = [len(rows) / rate for rows in footage.streams.values()]
+    num_rows = max((len(rows) for rows in footage.streams.values()), default=0)
+    notes = footage.notes
+    if max_rows is not None and num_rows > max_rows:
+        notes = (
+            *notes,
+            f"{num_rows:,} rows, all of them used; the model saw at most {max_rows:,} in training",
+        )
     return TaggedVideo(
         video_id=video_id,
-        path=path,
+        path=os.fsencode(path).decode("utf-8", "replace"),
         tags=_tags(seconds, choice),
-        duration_seconds=max(lengths, default=0.0),
+        duration_seconds=num_rows / rate,
         step_seconds=seconds.step_seconds,
         attention=seconds.attention,
         level_db=footage.level_db,
         level_step_seconds=1.0 / rate,
         thumbnails=footage.thumbnails,
         facts=_facts(footage.media, rate),
-        notes=footage.notes,
+        notes=notes,
     )
 
 
@@ -270,8 +278,15 @@ def _facts(media: Media, rate_hz: float) -> dict[str, str]:
         {None: "", 1: "mono", 2: "stereo"}.get(media.audio_channels, f"{media.audio_channels} channels"),
     ]
     return {
-        "length": "" if media.duration_seconds is None else f"{media.duration_seconds:.1f} s",
+        "length": _length(media.duration_seconds),
         "picture": ", ".join(filter(None, picture)) if media.has_video else "none",
         "sound": ", ".join(filter(None, sound)) if media.has_audio else "none",
         "rows": f"{rate_hz:g} a second",
     }
+
+
+def _length(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(seconds, 60)
+    return f"{seconds:.1f} s" if seconds < 60 else f"{minutes:.0f} min {rest:.0f} s"

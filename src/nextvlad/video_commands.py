@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from nextvlad.command_options import Count, File, option, parse
+from nextvlad.command_options import Checkpoint, Count, File, option, parse
 from nextvlad.errors import UsageError
 
 Videos = Annotated[tuple[str, ...], tyro.conf.Positional, option("VIDEOS...")]
@@ -98,5 +98,70 @@ def _extract(arguments: list[str]) -> int:
     return 0
 
 
-VIDEO_VERBS: dict[str, Callable[[list[str]], int]] = {"extract": _extract}
+def _tag(arguments: list[str]) -> int:
+    def tag(
+        checkpoint: Checkpoint,
+        videos: Videos,
+        out: File = None,
+        report: File = None,
+        top_k: Count = None,
+        threshold: Annotated[float | None, option("FLOAT")] = None,
+        visual: Annotated[str | None, option("BACKBONE")] = None,
+        audio: Annotated[str | None, option("BACKBONE")] = None,
+        visual_pca: File = None,
+        audio_pca: File = None,
+        trust_features: bool = False,
+        device: str = "auto",
+    ) -> int:
+        """Names with scores for videos, and the seconds that speak for each.
+
+        Exit status 1 if a video could not be read; the others are tagged all the same.
+
+        Args:
+            checkpoint: Folder of a run (its best checkpoint is taken) or of one checkpoint, trained on
+                features of `nextvlad extract`.
+            videos: Video or sound files, folders of them, quoted globs, or .list files with one path a line.
+            out: Also write a row a video to this file (.jsonl), with what each second contributes.
+            report: Also write a page to this file (.html): thumbnails, contributions and loudness over time.
+            top_k: Labels a video at most, best first; 5, or all where there are fewer, if not given.
+            threshold: Only labels of this score or more; each label's own, where the checkpoint has them, if
+                not given.
+            visual: What makes features of pictures, if not the default: .onnx or .pt2 file, or
+                package.module:callable.
+            audio: What makes features of sound, likewise.
+            visual_pca: The PCA of the features of pictures, if one was used.
+            audio_pca: The PCA of the features of sound, likewise.
+            trust_features: Tag although the features of the training were made in another way, or nobody
+                knows how.
+            device: auto (a GPU if there is one), cpu, cuda, cuda:1, ...
+        """
+        if not videos:
+            raise UsageError("no VIDEOS given; wanted files, folders, quoted globs or .list files.")
+        from nextvlad.tag import tag as run
+        from nextvlad.tag_extractor import FeatureOptions
+
+        features = FeatureOptions(
+            visual=visual,
+            audio=audio,
+            visual_pca=visual_pca,
+            audio_pca=audio_pca,
+            trust_features=trust_features,
+        )
+        result = run(
+            checkpoint,
+            videos,
+            out=out,
+            report=report,
+            top_k=top_k,
+            threshold=threshold,
+            features=features,
+            device=device,
+        )
+        return 1 if result.failures else 0
+
+    status: int = parse(tag, arguments, "tag")
+    return status
+
+
+VIDEO_VERBS: dict[str, Callable[[list[str]], int]] = {"extract": _extract, "tag": _tag}
 """By name, in the order a user meets them."""
