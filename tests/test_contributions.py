@@ -246,6 +246,15 @@ def test_stretches_of_a_step_curve_are_found_to_the_second(
     assert intervals(curve) == stretches
 
 
+@given(st.integers(0, 9), st.integers(5, 40), st.integers(6, 60), st.floats(-3, 0))
+@settings(max_examples=100, deadline=None)
+def test_what_speaks_against_it_all_around_moves_no_ends(
+    start: int, length: int, gap: int, rest: float
+) -> None:
+    stretches = [(start, start + length), (start + length + gap, start + 2 * length + gap)]
+    assert intervals(step_curve(start + 3 * length + gap, stretches, height=1.0, rest=rest)) == stretches
+
+
 def test_noise_moves_ends_by_little() -> None:
     numbers = np.random.default_rng(1)
     for _ in range(50):

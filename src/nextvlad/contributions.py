@@ -153,9 +153,10 @@ def intervals(contributions: NDArray[np.floating], *, level: float = LEVEL) -> l
     The rule: contributions are smoothed over five seconds (weights 1 2 3 2 1; at the ends of the video those
     that are there). The typical contribution is the mean of the positive ones, each weighted by itself:
     between their mean, which a long quiet rest pulls down, and their greatest, which one odd second pulls up.
-    A stretch is a run of seconds whose smoothed contribution is at least `level` times that; its ends are
-    moved inwards to seconds that reach as much by themselves, so that smoothing does not widen it, though it
-    bridges gaps of a few seconds. Where no second reaches `LEAST_CONTRIBUTION`, there is none.
+    A stretch is a run of seconds whose smoothed contribution is at least `level` times that. Its ends are
+    then moved to seconds that reach as much by themselves, inwards or outwards without a gap, so that
+    smoothing bridges gaps of a few seconds, but moves no ends. Where no second reaches `LEAST_CONTRIBUTION`,
+    there is no stretch.
 
     Args:
         contributions: [T] logits.
@@ -173,12 +174,20 @@ def intervals(contributions: NDArray[np.floating], *, level: float = LEVEL) -> l
     smooth = _smoothed(values)
     positive = smooth.clip(min=0)
     least = level * np.square(positive).sum() / max(positive.sum(), LEAST_CONTRIBUTION)
+    strong = values >= max(least, LEAST_CONTRIBUTION * level)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], smooth >= max(least, 1e-9), [False]])))
-    found = []
+    found: list[tuple[int, int]] = []
     for first, end in edges.reshape(-1, 2).tolist():
-        strong = np.flatnonzero(values[first:end] >= least)
-        if len(strong):
-            found.append((first + int(strong[0]), first + int(strong[-1]) + 1))
+        inside = np.flatnonzero(strong[first:end])
+        if len(inside):
+            start, end = first + int(inside[0]), first + int(inside[-1]) + 1
+            while start > 0 and strong[start - 1]:
+                start -= 1
+            while end < len(values) and strong[end]:
+                end += 1
+            if found and start <= found[-1][1]:
+                start = found.pop()[0]
+            found.append((start, end))
     return found
 
 
