@@ -28,15 +28,15 @@ from nextvlad.config import MeanPoolConfig
 from nextvlad.data.batch import collate
 from nextvlad.data.video_record import VideoRecord
 from nextvlad.errors import DataError, UsageError
+from nextvlad.extract import provenance_of
 from nextvlad.models import for_inference
 from nextvlad.predict import predict_batch
 from nextvlad.predictions import read_predictions
 from nextvlad.provenance import Provenance
 from nextvlad.tag import DEFAULT_TOP_K, Result, tag
-from nextvlad.tag_extractor import FeatureOptions, open_extractor, provenance_of
+from nextvlad.tag_extractor import FeatureOptions, open_extractor
 from nextvlad.tag_video import MOST_THUMBNAILS, read_footage
 from nextvlad.video.extractor import Extractor, ExtractorOptions
-from nextvlad.video.find import find_videos
 from videos import encode, tone
 
 STREAMS = (StreamConfig(name="rgb", size=12), StreamConfig(name="audio", size=128))
@@ -337,7 +337,7 @@ def test_calls_that_are_refused(
 
 def test_nothing_to_tag(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(model_folder) == 2
-    assert "no VIDEO given" in capsys.readouterr().err
+    assert "no VIDEOS given" in capsys.readouterr().err
     with pytest.raises(UsageError, match="no videos in this folder"):
         run(model_folder, tmp_path)
     with pytest.raises(UsageError, match="no such file or folder"):
@@ -374,24 +374,7 @@ def test_names_that_two_files_have_and_names_that_are_no_text(
             file.write(content)
     run(model_folder, tmp_path, out=tmp_path / "o.jsonl", report=tmp_path / "r.html")
     ids = [row["video_id"] for row in rows_in(tmp_path / "o.jsonl")]
-    assert ids == [f"{tmp_path}/b.mkv", "\ufffd", f"{tmp_path}/x/b.mkv"]
-
-
-def test_videos_are_found(films: Path, tmp_path: Path) -> None:
-    folder = [str(films / "a.mp4"), str(films / "c.mp4"), str(films / "more" / "b.mkv")]
-    assert find_videos([str(films)]) == folder
-    assert find_videos([str(films / "*.mp4"), str(films / "a.mp4")]) == folder[:2]
-    assert find_videos([str(films / "labels.csv")]) == [str(films / "labels.csv")]  # named, so taken
-    (tmp_path / "some.list").write_text(f"# mine\n{films}/more/b.mkv\n")
-    assert find_videos([str(tmp_path / "some.list")]) == folder[2:]
-    (tmp_path / ".hidden").mkdir()
-    (tmp_path / ".hidden" / "d.MP4").write_bytes(b"")
-    with pytest.raises(UsageError, match="no videos in this folder"):
-        find_videos([str(tmp_path)])
-    (tmp_path / "D.MP4").write_bytes(b"")
-    assert find_videos([str(tmp_path)]) == [str(tmp_path / "D.MP4")]
-    with pytest.raises(UsageError, match="no videos given"):
-        find_videos([])
+    assert ids == [f"{tmp_path}/b.mkv", "\\xff", f"{tmp_path}/x/b.mkv"]
 
 
 def test_thumbnails_are_few_and_spread(extractor: Extractor, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from nextvlad.tag_report import Failure, ReportWriter, clock, stretches
 from nextvlad.tag_video import Choice, TaggedVideo, tag_video
 from nextvlad.video.decode import probe
 from nextvlad.video.extractor import Extractor
-from nextvlad.video.find import find_videos
+from nextvlad.video_files import VideoFile, expand_videos, shown
 
 DEFAULT_TOP_K = 5
 
@@ -83,7 +82,7 @@ def tag(
         NextvladError: no such checkpoint, videos or device; the model's features cannot be made.
     """
     _check_call(out, report, threshold)
-    files = find_videos(videos)
+    files = expand_videos(videos)
     chosen = distributed.pick_device(device)
     place = checkpoint.resolve(checkpoint_folder)
     model = checkpoint.load(place, device=chosen)
@@ -102,12 +101,12 @@ def tag(
         rows = None if out is None else stack.enter_context(NewFile(_in_folder(out), keep_partial=True))
         page = None if report is None else stack.enter_context(_page(report, checkpoint_folder, files, job))
         console = console or _standard_output()
-        for path, video_id in zip(files, _ids(files), strict=True):
+        for file, video_id in zip(files, _ids(files), strict=True):
             try:
-                video = job.run(path, video_id, thumbnails=page is not None)
+                video = job.run(file.path, video_id, thumbnails=page is not None)
             except DataError as error:
-                failures.append(Failure(_as_text(path), str(error)))
-                say(f"{path}: not tagged, see the end.")
+                failures.append(Failure(shown(file.path), shown(str(error))))
+                say(f"{shown(file.path)}: not tagged, see the end.")
                 if page is not None:
                     page.add_failure(failures[-1])
                 continue
@@ -116,9 +115,9 @@ def tag(
                 rows.write(json.dumps(row_of(video), ensure_ascii=False).encode() + b"\n")
             if page is not None:
                 page.add(video)
-    for file in (out, report):
-        if file is not None:
-            say(f"{_videos(len(files) - len(failures))} -> {file}")
+    for written in (out, report):
+        if written is not None:
+            say(f"{_videos(len(files) - len(failures))} -> {written}")
     if failures:
         say(f"Not tagged, {len(failures):,} of {len(files):,} videos:")
         for failure in failures:
@@ -229,7 +228,7 @@ def _trained_rows(place: Path) -> int | None:
     return config.data.max_frames if config else None
 
 
-def _page(report: Path, model: Path, files: list[str], job: _Job) -> ReportWriter:
+def _page(report: Path, model: Path, files: list[VideoFile], job: _Job) -> ReportWriter:
     extractors = ", ".join(stream["extractor"] for stream in job.extractor.describe().values())
     facts = [
         ("model", str(model)),
@@ -243,16 +242,11 @@ def _videos(count: int) -> str:
     return "1 video" if count == 1 else f"{count:,} videos"
 
 
-def _ids(files: list[str]) -> list[str]:
+def _ids(files: list[VideoFile]) -> list[str]:
     """A name for each file: without folder and ending where that is nobody else's, else the whole path."""
-    stems = [Path(file).stem for file in files]
+    stems = [Path(file.path).stem for file in files]
     times = Counter(stems)
-    return [_as_text(stem if times[stem] == 1 else file) for stem, file in zip(stems, files, strict=True)]
-
-
-def _as_text(name: str) -> str:
-    """A file's name that JSON can hold: bytes that are no UTF-8 become question marks."""
-    return os.fsencode(name).decode("utf-8", "replace")
+    return [shown(stem if times[stem] == 1 else file.path) for stem, file in zip(stems, files, strict=True)]
 
 
 def _standard_output() -> Console:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nextvlad.config import StreamConfig
 from nextvlad.errors import DataError, UsageError
+from nextvlad.extract import provenance_of
 from nextvlad.provenance import Provenance, StreamProvenance, check_match
 from nextvlad.video.backbone import DEFAULT_AUDIO, DEFAULT_VISUAL
 from nextvlad.video.extractor import AUDIO, VISUAL, Extractor, ExtractorOptions
@@ -96,11 +97,6 @@ def open_extractor(
                 f"--{_OPTIONS[stream.name]} and --{_OPTIONS[stream.name]}-pca."
             )
     return extractor
-
-
-def provenance_of(extractor: Extractor) -> Provenance:
-    """How an extractor makes each stream."""
-    return Provenance({name: StreamProvenance(**values) for name, values in extractor.describe().items()})
 
 
 def _backbone(

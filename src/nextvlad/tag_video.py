@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +17,7 @@ from nextvlad.models import InferenceModel
 from nextvlad.video.clip import read_clip
 from nextvlad.video.extractor import AUDIO, VISUAL, Extractor
 from nextvlad.video.files import Media
+from nextvlad.video_files import shown
 
 MOST_THUMBNAILS = 96
 """Of a video; between half of it and all of it are kept, whatever its length."""
@@ -57,7 +57,7 @@ class TaggedVideo:
 
     Attributes:
         video_id: the file's name without folder and ending.
-        path: the file, as it was named; bytes of it that are no UTF-8 are question marks.
+        path: the file, as text (`nextvlad.video_files.shown`).
         tags: best first; those that reach their threshold.
         duration_seconds: of its steps together; up to half a row more or less than what the file says.
         step_seconds: how long a step of `contributions` is; 1.0 for features of one row a second or more.
@@ -148,7 +148,7 @@ def tag_video(
         )
     return TaggedVideo(
         video_id=video_id,
-        path=os.fsencode(path).decode("utf-8", "replace"),
+        path=shown(path),
         tags=_tags(seconds, choice),
         duration_seconds=num_rows / rate,
         step_seconds=seconds.step_seconds,
