@@ -242,6 +242,23 @@ def test_thresholds(model_folder: Path, films: Path, tmp_path: Path) -> None:
     assert "no label reaches its threshold" in printed
 
 
+def test_thresholds_of_the_checkpoint(
+    model_folder: Path, provenance: Provenance, films: Path, tmp_path: Path
+) -> None:
+    """Each label's own, unless one is given for all."""
+    model = checkpoint.load(model_folder)
+    checkpoint.save(tmp_path / "m", model, vocabulary=Vocabulary(NAMES), provenance=provenance)
+    wanted = [0, 3]
+    limits = [0.01 if label in wanted else 1.0 for label in range(7)]
+    checkpoint.save_thresholds(tmp_path / "m", limits, {})
+    run(tmp_path / "m", films / "a.mp4", out=tmp_path / "o.jsonl", report=tmp_path / "r.html", top_k=7)
+    (row,) = rows_in(tmp_path / "o.jsonl")
+    assert sorted(row["labels"]) == wanted
+    run(tmp_path / "m", films / "a.mp4", out=tmp_path / "o.jsonl", top_k=7, threshold=0.0)
+    (row,) = rows_in(tmp_path / "o.jsonl")
+    assert len(row["labels"]) == 7
+
+
 def test_a_checkpoint_of_other_features_is_refused_with_both_sides(
     model_folder: Path,
     provenance: Provenance,

@@ -209,6 +209,8 @@ def _choice(model: Model, place: Path, top_k: int | None, threshold: float | Non
     thresholds: NDArray[np.float32] | None = None
     if threshold is not None:
         thresholds = np.full(num_classes, threshold, np.float32)
+    elif (kept := checkpoint.read_thresholds(place, num_classes)) is not None:
+        thresholds = kept.numpy()
     names = None if model.vocabulary is None else model.vocabulary.names
     return Choice(top_k=top_k or min(DEFAULT_TOP_K, num_classes), thresholds=thresholds, names=names)
 
