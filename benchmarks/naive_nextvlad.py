@@ -19,7 +19,10 @@ _FRAMES = 300  # what every video is padded to, as in both originals
 
 
 def logits(model: NeXtVLAD, batch: FrameBatch) -> Tensor:
-    """[B, C], in evaluation, from the weights of a model."""
+    """[B, C] from the weights of a model; in training by the batch's statistics, of real frames alone.
+
+    Dropout and the running statistics are left out.
+    """
     descriptors = []
     for name, module in model.branches.items():
         branch = cast(Branch, module)
@@ -38,7 +41,7 @@ def _descriptor(branch: Branch, values: Tensor, mask: Tensor) -> Tensor:
     x = values.float() * branch.preprocess.scale + branch.preprocess.offset  # [B, T, D]
     e = branch.expansion(x)  # [B, T, E]
     attention = torch.sigmoid(branch.attention(e)) * mask[..., None]  # [B, T, G]
-    z = _normalised(branch.assignment(e), branch.assignment_norm)  # [B, T, G K]
+    z = _normalised(branch.assignment(e), branch.assignment_norm, mask)  # [B, T, G K]
     a = torch.softmax(z.unflatten(2, (branch.groups, branch.clusters)), 3) * attention[..., None]
     a = a.flatten(1, 2)  # [B, T G, K]
     parts = e.unflatten(2, (branch.groups, branch.group_size)).flatten(1, 2)  # [B, T G, E/G]
@@ -47,5 +50,13 @@ def _descriptor(branch: Branch, values: Tensor, mask: Tensor) -> Tensor:
     return _normalised(v.transpose(1, 2).flatten(1), branch.descriptor_norm)
 
 
-def _normalised(x: Tensor, norm: BatchNorm) -> Tensor:
-    return (x - norm.running_mean) / torch.sqrt(norm.running_var + norm.epsilon) * norm.weight + norm.bias
+def _normalised(x: Tensor, norm: BatchNorm, mask: Tensor | None = None) -> Tensor:
+    if not norm.training:
+        mean, var = norm.running_mean, norm.running_var
+    elif mask is None:
+        mean, var = x.mean(0), x.var(0, correction=0)
+    else:
+        real = mask[..., None] / mask.sum()  # [B, T, 1]
+        mean = (x * real).sum((0, 1))
+        var = ((x - mean).square() * real).sum((0, 1))
+    return (x - mean) / torch.sqrt(var + norm.epsilon) * norm.weight + norm.bias

@@ -63,6 +63,8 @@ ORDER = [
     "report",
     "train predict import_checkpoint",
     "demo",
+    "command_options",
+    "video_commands",
     "commands",
     "cli",
     "__main__",

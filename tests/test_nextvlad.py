@@ -222,14 +222,16 @@ def compare_with_paddle(z: Any, state: dict[str, torch.Tensor]) -> None:
 
 def let_padding_into_statistics(branch: Branch, padding: torch.Tensor, count: int) -> None:
     """Does to a branch what the author's code does: `count` padded frames join the batch statistics."""
-    norm = branch.assignment_norm
-    plain = norm.forward
+    aggregate = branch.aggregate
 
-    def forward(z: torch.Tensor) -> torch.Tensor:
-        row = branch.assignment(branch.expansion(padding[None]))
-        return plain(torch.cat([z, row.expand(count, -1)]))[: len(z)]
+    def with_padding(frames: Frames, mixup: Mixup | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        assert mixup is None
+        values = torch.cat([branch.preprocess(frames.values), padding.expand(count, -1)])
+        offsets = torch.cat([frames.offsets, torch.tensor([len(values)])])
+        sums, mass = aggregate(Frames(values, offsets))  # the padding as one more video
+        return sums[:-1], mass[:-1]
 
-    norm.forward = forward  # type: ignore[method-assign]
+    branch.aggregate = with_padding  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("imported", [False, True])

@@ -7,7 +7,7 @@ K clusters, G groups.
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ class BatchNorm(nn.Module):
         count = float(x.shape[0])
         mean, var = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
         y = functional.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.epsilon)
-        self._remember(mean, var * ((count - 1.0) / count), count)
+        self.remember(mean, var * ((count - 1.0) / count), count)
         return y
 
     def _local_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,12 +75,14 @@ class BatchNorm(nn.Module):
         return self._normalise(x, mean, var, float(total[0].detach()))
 
     def _normalise(self, x: Tensor, mean: Tensor, var: Tensor, count: float) -> Tensor:
-        if count > 0:
-            self._remember(mean.detach(), var.detach(), count)
+        self.remember(mean.detach(), var.detach(), count)
         return (x - mean) * (torch.rsqrt(var + self.epsilon) * self.weight) + self.bias
 
     @torch.no_grad()
-    def _remember(self, mean: Tensor, biased_var: Tensor, count: float) -> None:
+    def remember(self, mean: Tensor, biased_var: Tensor, count: float) -> None:
+        """Moves the running statistics towards those of all ranks' `count` rows, if there are any."""
+        if count == 0:
+            return
         var = biased_var * (count / (count - 1.0)) if self.unbiased and count > 1 else biased_var
         self.running_mean.lerp_(mean, self.weight_of_new)
         self.running_var.lerp_(var, self.weight_of_new)
@@ -122,51 +124,87 @@ class Dropout(nn.Module):
 
 
 class _SegmentProducts(torch.autograd.Function):
-    """left[rows of b]^T right[rows of b] for each segment b, without padding or copies."""
+    """`segment_outer` with its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, left: Tensor, right: Tensor, bounds: tuple[int, ...]) -> Tensor:
-        ctx.save_for_backward(left, right)
-        ctx.bounds = bounds
-        out = left.new_zeros(len(bounds) - 1, left.shape[1], right.shape[1])
-        for index, (start, end) in enumerate(pairwise(bounds)):
-            if end > start:
-                torch.mm(left[start:end].T, right[start:end], out=out[index])
-        return out
+    def forward(ctx: Any, left: Tensor, right: Tensor, offsets: Tensor) -> Tensor:
+        ctx.save_for_backward(left, right, offsets)
+        return segment_outer(left, right, offsets)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        left, right = ctx.saved_tensors
+        left, right, offsets = ctx.saved_tensors
         gradient = gradients[0].to(left.dtype)
         d_left, d_right = torch.empty_like(left), torch.empty_like(right)
-        for index, (start, end) in enumerate(pairwise(ctx.bounds)):
-            if end > start:
-                torch.mm(right[start:end], gradient[index].T, out=d_left[start:end])
-                torch.mm(left[start:end], gradient[index], out=d_right[start:end])
+        segment_inner(right, gradient.mT, offsets, d_left)
+        segment_inner(left, gradient, offsets, d_right)
         return d_left, d_right, None
 
 
 def segment_products(left: Tensor, right: Tensor, offsets: Tensor) -> Tensor:
     """Sums of outer products over each segment: [N, P], [N, Q], offsets [B+1] -> [B, P, Q].
 
-    Row n of segment b contributes left[n] x right[n]; an empty segment gives zeros. On CPU one product
-    a segment; elsewhere, where many small launches would cost more than padding, one batched product.
+    Row n of segment b contributes left[n] x right[n]; an empty segment gives zeros. Differentiable.
     """
     with torch.autocast(left.device.type, enabled=False):
         left, right = left.to(right.dtype).contiguous(), right.contiguous()
-        if left.device.type == "cpu":
-            result: Tensor = _SegmentProducts.apply(left, right, tuple(offsets.tolist()))  # type: ignore[no-untyped-call]
-            return result
-        lengths = offsets.diff()
-        longest = int(lengths.max()) if len(lengths) else 0
-        positions = torch.arange(longest, device=left.device)
-        mask = positions < lengths[:, None]  # [B, longest]
-        rows = (offsets[:-1, None] + positions).clamp(max=max(left.shape[0] - 1, 0))
-        if left.shape[0] == 0:
-            return left.new_zeros(len(lengths), left.shape[1], right.shape[1]) + 0.0 * (
-                left.sum() + right.sum()
-            )
-        return torch.bmm((left[rows] * mask[..., None].to(left.dtype)).transpose(1, 2), right[rows])
+        result: Tensor = _SegmentProducts.apply(left, right, offsets)  # type: ignore[no-untyped-call]
+        return result
+
+
+def segment_outer(left: Tensor, right: Tensor, offsets: Tensor) -> Tensor:
+    """`segment_products` without a gradient, of two tensors of one dtype.
+
+    On CPU one product a segment, without padding or copies; elsewhere, where many small launches would cost
+    more than padding, one batched product.
+    """
+    lengths = offsets.diff()
+    if left.device.type == "cpu":
+        out = left.new_zeros(len(lengths), left.shape[1], right.shape[1])
+        for segments, rows in _alike(offsets.tolist()):
+            count = segments.stop - segments.start
+            torch.bmm(_stacked(left[rows], count).mT, _stacked(right[rows], count), out=out[segments])
+        return out
+    if len(left) == 0:
+        return left.new_zeros(len(lengths), left.shape[1], right.shape[1])
+    places, mask = _padded_rows(offsets, len(left))
+    return torch.bmm((left[places] * mask[..., None].to(left.dtype)).mT, right[places])
+
+
+def segment_inner(rows: Tensor, matrices: Tensor, offsets: Tensor, out: Tensor) -> None:
+    """Each row times its segment's matrix: [N, P], [B, P, Q], offsets [B+1] -> out [N, Q], contiguous."""
+    if rows.device.type == "cpu":
+        for segments, own in _alike(offsets.tolist()):
+            count = segments.stop - segments.start
+            torch.bmm(_stacked(rows[own], count), matrices[segments], out=_stacked(out[own], count))
+    elif len(rows):
+        places, mask = _padded_rows(offsets, len(rows))
+        out[places[mask]] = torch.bmm(rows[places], matrices)[mask]
+
+
+def _alike(bounds: list[int]) -> Iterator[tuple[slice, slice]]:
+    """Neighbouring segments of one length, for one batched product, and their rows; empty ones left out."""
+    first = 0
+    for segment in range(1, len(bounds)):
+        length = bounds[segment] - bounds[segment - 1]
+        last = segment == len(bounds) - 1
+        if last or bounds[segment + 1] - bounds[segment] != length:
+            if length:
+                yield slice(first, segment), slice(bounds[first], bounds[segment])
+            first = segment
+
+
+def _stacked(x: Tensor, count: int) -> Tensor:
+    """Rows [count T, F] of `count` segments -> [count, T, F], a view."""
+    return x.view(count, len(x) // count, x.shape[1])
+
+
+def _padded_rows(offsets: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """Row numbers [B, longest] of each segment, and where they are the segment's own: [B, longest] bool."""
+    lengths = offsets.diff()
+    positions = torch.arange(int(lengths.max()) if len(lengths) else 0, device=offsets.device)
+    rows = (offsets[:-1, None] + positions).clamp(max=max(num_rows - 1, 0))
+    return rows, positions < lengths[:, None]
 
 
 def segment_sum(x: Tensor, offsets: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch.nn import functional
 from nextvlad.config import NeXtVLADConfig, StreamConfig
 from nextvlad.data.batch import FrameBatch, Frames
 from nextvlad.models.base import Sums, VideoModel
+from nextvlad.models.branch_sums import Weights, branch_sums
 from nextvlad.models.inputs import Mixup, Preprocessing, mix_frames
 from nextvlad.models.layers import (
     BatchNorm,
@@ -59,10 +60,16 @@ class Branch(nn.Module):
 
     def aggregate(self, frames: Frames, mixup: Mixup | None = None) -> tuple[Tensor, Tensor]:
         """Packed frames of B videos -> sums of weighted frames [B, K, E/G] and of weights [B, K], float32."""
-        x = self.preprocess(frames.values)  # [N, D]
+        values, offsets = frames.values, frames.offsets
         if mixup is not None:
-            x = mix_frames(x, frames.offsets, mixup)  # [N, D]
-        e = self.expansion(x)  # [N, E]
+            values = mix_frames(self.preprocess(values), offsets, mixup)  # [N, D]
+        if self.assignment_norm.training and not values.requires_grad:
+            return self._aggregate_in_training(values, offsets)
+        return self.aggregate_plainly(values, offsets)
+
+    def aggregate_plainly(self, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, as the paper writes it: [N, D] frames of B videos -> [B, K, E/G] and [B, K], float32."""
+        e = self.expansion(self.preprocess(values))  # [N, E]
         alpha = torch.sigmoid(self.attention(e).float())  # [N, G]
         z = self.assignment_norm(self.assignment(e))  # [N, G K]
         a = torch.softmax(z.unflatten(1, (self.groups, self.clusters)), dim=2)  # [N, G, K]
@@ -70,8 +77,35 @@ class Branch(nn.Module):
 
         weights = a.flatten(0, 1)  # [N G, K]
         parts = e.unflatten(1, (self.groups, self.group_size)).flatten(0, 1)  # [N G, E/G]
-        sums = segment_products(weights, parts, frames.offsets * self.groups).float()  # [B, K, E/G]
-        return sums, segment_sum(a.sum(1), frames.offsets)
+        sums = segment_products(weights, parts, offsets * self.groups).float()  # [B, K, E/G]
+        return sums, segment_sum(a.sum(1), offsets)
+
+    def _aggregate_in_training(self, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """The same in fewer steps, with this batch's statistics, which it remembers (`branch_sums`)."""
+        norm = self.assignment_norm
+        device = values.device.type
+        found = branch_sums(
+            values,
+            offsets,
+            self.preprocess,
+            self.weights(),
+            epsilon=norm.epsilon,
+            dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32,
+        )
+        norm.remember(found.mean, found.var, float(found.num_frames))
+        return found.sums, found.mass
+
+    def weights(self) -> Weights:
+        """What `branch_sums` wants."""
+        return Weights(
+            expand=self.expansion.weight,
+            expand_bias=self.expansion.bias,
+            assign=self.assignment.weight,
+            attend=self.attention.weight,
+            attend_bias=self.attention.bias,
+            norm=self.assignment_norm.weight,
+            norm_bias=self.assignment_norm.bias,
+        )
 
     def describe(self, sums: Tensor, mass: Tensor) -> Tensor:
         """Such sums -> descriptors [B, E/G K] float32; no frames give zeros before the last norm."""
