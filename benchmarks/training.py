@@ -1,15 +1,18 @@
 """Training steps a second, optimiser included, against the equations written out on padded batches.
 
 The paper's model from its initial weights, YouTube-8M's streams, 120 to 300 frames a video, another batch
-each round. Ours is the step that `nextvlad train` makes: forward, backward, L2, clipping, fused Adam. The other is
-what a plain implementation does: padded frames, autograd over every step of the equations, Adam as torch runs
-it if not told otherwise (foreach). Both in float32 keep the same loss; gradients are compared before.
+each round. Ours is the step that `nextvlad train` makes: forward, backward, L2, clipping, fused Adam. The
+other is a plain implementation's: padded frames, autograd through the equations, foreach Adam. Gradients are
+compared before. Both take large memory in large pages, as the command line does (cli.py).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # before torch
 
 import naive_nextvlad
 import torch

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nextvlad.models.layers import BatchNorm, Dropout, segment_products, segment_sum
+from nextvlad.models.layers import BatchNorm, Dropout, LargeLinear, segment_products, segment_sum
 
 
 def test_batch_norm_keeps_the_originals_running_statistics() -> None:
@@ -70,3 +70,54 @@ def test_segment_products_and_sums(lengths: list[int]) -> None:
     torch.testing.assert_close(
         segment_sum(left, offsets), torch.stack([left[s:e].sum(0) for s, e in pairwise(offsets.tolist())])
     )
+
+
+class TestLargeLinear:
+    """Against torch's own layer under autocast, and its weights' changes, however they come."""
+
+    def layers(self) -> tuple[LargeLinear, torch.nn.Linear]:
+        torch.manual_seed(0)
+        ours, plain = LargeLinear(20, 150), torch.nn.Linear(20, 150)
+        plain.load_state_dict(ours.state_dict())
+        return ours, plain
+
+    def results(self, layer: torch.nn.Linear, x: torch.Tensor) -> list[torch.Tensor]:
+        x = x.clone().requires_grad_()
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(x)
+        y.float().square().sum().backward()
+        return [y.detach().float(), x.grad, layer.weight.grad.clone(), layer.bias.grad.clone()]
+
+    def assert_alike(self, ours: torch.nn.Linear, plain: torch.nn.Linear) -> None:
+        x = torch.randn(7, 20)
+        for a, b in zip(self.results(ours, x), self.results(plain, x), strict=True):
+            assert a.dtype == b.dtype == torch.float32
+            torch.testing.assert_close(a, b, rtol=0.02, atol=0.02 * float(b.abs().max()))
+
+    def test_is_torchs_layer_without_autocast(self) -> None:
+        ours, plain = self.layers()
+        x = torch.randn(7, 20)
+        assert bool((ours(x) == plain(x)).all())
+        assert sorted(ours.state_dict()) == ["bias", "weight"]
+
+    def test_half_precision(self) -> None:
+        self.assert_alike(*self.layers())
+
+    @pytest.mark.parametrize("how", ["adam", "load", "copy", "twice"])
+    def test_changed_weights_are_noticed(self, how: str) -> None:
+        ours, plain = self.layers()
+        self.assert_alike(ours, plain)
+        new = {name: torch.randn_like(tensor) for name, tensor in plain.state_dict().items()}
+        for layer in (ours, plain):
+            if how == "load":
+                layer.load_state_dict(new)
+            elif how == "copy":
+                with torch.no_grad():
+                    layer.weight.copy_(new["weight"])
+            else:
+                adam = torch.optim.AdamW(layer.parameters(), lr=1.0, fused=True)
+                for _ in range(2 if how == "twice" else 1):
+                    self.results(layer, torch.ones(3, 20))
+                    adam.step()
+        self.assert_alike(ours, plain)

@@ -51,6 +51,9 @@ Exit status: 0 done, 1 the data is at fault, 2 the call is at fault.
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs one verb and leaves with its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    # Torch takes large memory in pages of 2 MB then. The gradients of the large layers are new memory at each
+    # step, and in pages of 4 kB the system's work on it takes twice as long as the product that fills it.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if not given or given[0] in ("-h", "--help", "help"):
         print(_HELP, end="", file=sys.stdout if given else sys.stderr)
         sys.exit(0 if given else 2)

@@ -88,7 +88,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], config: OptimConfig) -> T
     gradients = [p.grad for p in parameters if p.grad is not None]
     norms = torch.stack(list(torch._foreach_norm(gradients)))
     total: Tensor = torch.linalg.vector_norm(norms)
-    if config.clip == "global":
+    if config.clip == "global" and not bool(total <= config.clip_norm):  # also where it is NaN
         torch._foreach_mul_(gradients, config.clip_norm / total.clamp(min=config.clip_norm))
     elif config.clip == "per_variable":
         factors = config.clip_norm / norms.clamp(min=config.clip_norm)

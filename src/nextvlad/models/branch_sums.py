@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -24,8 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nextvlad import distributed
-from nextvlad.models.layers import segment_inner, segment_outer, segment_sum
-from nextvlad.models.weighing import moments, weigh, weigh_backward
+from nextvlad.models import kernels, weighing
 
 _ROWS_CPU = 1024
 _ROWS_GPU = 1 << 16
@@ -153,18 +153,17 @@ class _BranchSums(torch.autograd.Function):
             e[rows] = e_here[:own]
             z[rows] = (source @ assign.T)[:own]
             attention[rows] = (source @ attend.T)[:own].float() + w.attend_bias
-        mean, var, count = _moments_over_ranks(z)
+        steps = _steps(values.device)
+        mean, var, count = _over_ranks(steps.moments(z), len(z))
 
         rstd = torch.rsqrt(var + epsilon)
         factor, shift = _factor_and_shift(w, mean, rstd)
         sums = e.new_zeros(len(bounds) - 1, clusters, expanded // groups, dtype=torch.float32)
         mass = e.new_zeros(len(bounds) - 1, clusters, dtype=torch.float32)
         for videos, rows in _whole_videos(bounds, values.device):
-            a = weigh(z[rows], factor, shift, attention[rows])  # [n, G, K]
-            own_offsets = _own_offsets(bounds, videos, offsets)
-            parts = e[rows].view(-1, expanded // groups)  # [n G, S]
-            sums[videos] = segment_outer(a.flatten(0, 1), parts, own_offsets * groups)
-            mass[videos] = segment_sum(a.sum(1, dtype=torch.float32), own_offsets)
+            a = steps.weigh(z[rows], factor, shift, attention[rows])  # [n, G, K]
+            own_offsets = offsets[videos.start : videos.stop + 1] - rows.start
+            sums[videos], mass[videos] = steps.weighted_sums(a, e[rows], own_offsets)
         ctx.save_for_backward(values, offsets, e, z, attention, mean, rstd, count, *weights)
         ctx.bounds, ctx.folded, ctx.prepare = bounds, folded, prepare
         ctx.mark_non_differentiable(mean, var, count)
@@ -181,24 +180,18 @@ def _gradients(ctx: Any, d_sums: Tensor, d_mass: Tensor) -> tuple[Tensor | None,
     """From those of the sums [B, K, S] and masses [B, K] to those of all that `forward` was given."""
     values, offsets, e, z, attention, mean, rstd, count, *weights = ctx.saved_tensors
     w, bounds, folded, dtype = Weights(*weights), ctx.bounds, ctx.folded, e.dtype
-    groups, expanded = len(w.attend), len(w.expand)
     factor, shift = _factor_and_shift(w, mean, rstd)
-    d_sums = d_sums.to(dtype)
+    steps = _steps(values.device)
 
     d_e = torch.empty_like(e)  # [N, E]
     d_y = torch.empty_like(z)  # [N, F]
     d_attention = torch.empty_like(attention)  # [N, G]
     sum_y, sum_y_z = torch.zeros_like(mean), torch.zeros_like(mean)  # [F], [F]
     for videos, rows in _whole_videos(bounds, values.device):
-        own_offsets = _own_offsets(bounds, videos, offsets)
-        parts = e[rows].view(-1, expanded // groups)  # [n G, S]
-        a = weigh(z[rows], factor, shift, attention[rows])  # [n, G, K]
-        segment_inner(a.flatten(0, 1), d_sums[videos], own_offsets * groups, d_e[rows].view(parts.shape))
-        d_a = torch.empty_like(a)  # [n, G, K]
-        segment_inner(parts, d_sums[videos].mT, own_offsets * groups, d_a.flatten(0, 1))
-        of_video = torch.repeat_interleave(own_offsets.diff())  # [n]
-        d_a += d_mass[videos][of_video][:, None].to(dtype)
-        found = weigh_backward(d_a, z[rows], factor, shift, attention[rows], mean)
+        own_offsets = offsets[videos.start : videos.stop + 1] - rows.start
+        a = steps.weigh(z[rows], factor, shift, attention[rows])  # [n, G, K]
+        d_a, d_e[rows] = steps.weighted_sums_backward(d_sums[videos], d_mass[videos], a, e[rows], own_offsets)
+        found = steps.weigh_backward(d_a, z[rows], factor, shift, attention[rows], mean)
         d_y[rows], d_attention[rows] = found.y, found.attention
         sum_y += found.sum_y
         sum_y_z += found.sum_y_z
@@ -241,19 +234,23 @@ def _factor_and_shift(w: Weights, mean: Tensor, rstd: Tensor) -> tuple[Tensor, T
     return factor, w.norm_bias - mean * factor
 
 
-def _moments_over_ranks(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [F], biased variance [F] and number of all ranks' rows, from their own."""
-    mean, var = moments(z)
-    count = torch.tensor(float(len(z)), device=z.device)
+def _steps(device: torch.device) -> ModuleType:
+    """The functions of `weighing`, fused where they can be."""
+    return kernels if kernels.available(device) else weighing
+
+
+def _over_ranks(moments: tuple[Tensor, Tensor], num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean [F], biased variance [F] and number of all ranks' rows, from those of this rank's."""
+    mean, var = moments
+    count = torch.tensor(float(num_rows), device=mean.device)
     if not distributed.is_distributed():
         return mean, var, count
     of_ranks = mean.new_zeros(distributed.world_size(), 3, len(mean))
     of_ranks[distributed.rank()] = torch.stack([count.expand_as(mean), mean, var])
     counts, means, variances = distributed.sum_over_ranks(of_ranks).unbind(1)
-    count = counts[:, 0].sum()
-    share = counts / count.clamp(min=1.0)
+    share = counts / counts.sum(0).clamp(min=1.0)
     mean = (share * means).sum(0)
-    return mean, (share * (variances + (means - mean).square())).sum(0), count
+    return mean, (share * (variances + (means - mean).square())).sum(0), counts[:, 0].sum()
 
 
 def _chunks(num_frames: int, device: torch.device) -> Iterator[slice]:
@@ -272,11 +269,6 @@ def _whole_videos(bounds: tuple[int, ...], device: torch.device) -> Iterator[tup
             if end > bounds[first]:
                 yield slice(first, video + 1), slice(bounds[first], end)
             first = video + 1
-
-
-def _own_offsets(bounds: tuple[int, ...], videos: slice, offsets: Tensor) -> Tensor:
-    """[videos + 1], where each of these videos begins among their own frames."""
-    return offsets[videos.start : videos.stop + 1] - bounds[videos.start]
 
 
 def _floats(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,9 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from nextvlad import distributed
+
+_ROWS_OF_GRADIENT = 64  # a few MB in half precision: still in the cache when it becomes float32
 
 
 class BatchNorm(nn.Module):
@@ -104,6 +107,57 @@ class ContextGate(nn.Module):
         """[B, H] -> [B, H]."""
         squeezed = functional.relu(self.norm(self.reduce(x)))  # [B, H/r]
         return x * torch.sigmoid(self.expand(squeezed).float())
+
+
+class LargeLinear(nn.Linear):
+    """A linear layer whose weights are many: [N, F] -> [N, F'].
+
+    Under autocast it multiplies by a copy of its weights in half precision, made at each pass in the same
+    memory. Autocast by itself takes new memory each time, for the copy and for the gradient in half precision,
+    as a whole before it becomes float32; here that goes by parts.
+    """
+
+    _shadow: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """In the type of autocast, plus a float32 bias if there is one; else as torch's."""
+        device = x.device.type
+        if not torch.is_autocast_enabled(device):
+            return super().forward(x)
+        dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            product: Tensor = _HalfProduct.apply(  # type: ignore[no-untyped-call]
+                x.to(dtype), self.weight, self._in_half(dtype)
+            )
+            return product if self.bias is None else product + self.bias
+
+    @torch.no_grad()
+    def _in_half(self, dtype: torch.dtype) -> Tensor:
+        """The weights as they are now: fused Adam changes them without counting it as a change."""
+        weight = self.weight
+        if self._shadow is None or self._shadow.dtype != dtype or self._shadow.device != weight.device:
+            self._shadow = torch.empty_like(weight, dtype=dtype)
+        return self._shadow.copy_(weight)
+
+
+class _HalfProduct(torch.autograd.Function):
+    """x W^T with x and the `shadow` of W in half precision, and a gradient of W in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, shadow: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.shadow = shadow  # not saved: another pass with the same weights may write the same again
+        return x @ shadow.T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        (x,), shadow = ctx.saved_tensors, ctx.shadow
+        d_weight = torch.empty(shadow.shape, dtype=torch.float32, device=shadow.device)
+        rows = _ROWS_OF_GRADIENT if shadow.device.type == "cpu" else len(shadow)
+        for first in range(0, len(shadow), rows):
+            d_weight[first : first + rows] = gradient[:, first : first + rows].T @ x
+        return gradient @ shadow, d_weight, None
 
 
 class Dropout(nn.Module):

@@ -25,6 +25,7 @@ from nextvlad.models.layers import (
     BatchNorm,
     ContextGate,
     Dropout,
+    LargeLinear,
     he_normal_,
     segment_products,
     segment_sum,
@@ -131,7 +132,7 @@ class NeXtVLAD(VideoModel):
         )
         size = sum(b.clusters * b.group_size for b in self.branches.values() if isinstance(b, Branch))
         self.dropout = Dropout(config.dropout, scale_in_training=config.dropout_scaling == "training")
-        self.hidden = nn.Linear(size, config.hidden_size, bias=False)
+        self.hidden = LargeLinear(size, config.hidden_size, bias=False)
         self.hidden_norm = _batch_norm(config, config.hidden_size)
         squeezed = config.hidden_size // config.gating_reduction
         self.gate = ContextGate(
@@ -139,7 +140,7 @@ class NeXtVLAD(VideoModel):
             config.gating_reduction,
             _batch_norm(config, squeezed, unbiased=config.unbiased_gate_variance),
         )
-        self.classifier = nn.Linear(config.hidden_size, config.num_classes)
+        self.classifier = LargeLinear(config.hidden_size, config.num_classes)
         for linear in (self.hidden, self.gate.reduce, self.gate.expand, self.classifier):
             he_normal_(linear.weight, linear.in_features)
         nn.init.zeros_(self.classifier.bias)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nextvlad.models.layers import segment_products, segment_sum
+from nextvlad.models.layers import segment_inner, segment_products, segment_sum
 
 _ROWS_CPU = 512  # of moments at a time, so that they are still in the cache the second time
 _ROWS_GPU = 1 << 16
@@ -122,11 +122,12 @@ def weighted_sums_backward(
         offsets: [B + 1].
     """
     bounds = offsets * a.shape[1]
-    left, right = (rows.detach().requires_grad_() for rows in parts(a.to(e.dtype), e))
-    with torch.enable_grad():
-        sums = segment_products(left, right, bounds)
-    grad_left, grad_right = torch.autograd.grad(sums, (left, right), grad_sums.to(sums.dtype))
-    grad_left = grad_left + grad_mass[torch.repeat_interleave(bounds.diff())].to(grad_left.dtype)
+    left, right = parts(a.to(e.dtype).contiguous(), e.contiguous())
+    grad_sums = grad_sums.to(e.dtype)
+    grad_left, grad_right = torch.empty_like(left), torch.empty_like(right)
+    segment_inner(right, grad_sums.mT, bounds, grad_left)
+    segment_inner(left, grad_sums, bounds, grad_right)
+    grad_left += grad_mass[torch.repeat_interleave(bounds.diff())].to(e.dtype)
     return grad_left.view(a.shape), grad_right.view(e.shape)
 
 
