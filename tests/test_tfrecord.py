@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nextvlad.data import tfrecord
+from nextvlad.data import tfrecord, window
 from nextvlad.data.tfrecord import RecordWriter, count_records, masked_crc, read_records
 from nextvlad.errors import OutputError, RecordError, RecordPlace, UsageError
 
@@ -45,6 +45,8 @@ def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Buffers so small that records straddle and outgrow them."""
     monkeypatch.setattr(tfrecord, "_BLOCK", 32)
     monkeypatch.setattr(tfrecord, "_COUNT_BLOCK", 16)
+    monkeypatch.setattr(window, "_PAGE", 8)
+    monkeypatch.setattr(window, "_AHEAD", 5)
 
 
 @pytest.mark.parametrize("compression", [None, "gzip", "zlib"])

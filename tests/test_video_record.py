@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from conftest import shared_path
 from nextvlad.data import protobuf, video_record
+from nextvlad.data import usual_layout as layouts
 from nextvlad.data.protobuf import encode_varint
 from nextvlad.data.sources import read
 from nextvlad.data.tfrecord import RecordWriter, read_records
-from nextvlad.data.usual_layout import usual_layout
+from nextvlad.data.usual_layout import FrameList, usual_layout
 from nextvlad.data.video_record import VideoRecord, parse_video_record, serialize_video_record
 from nextvlad.errors import RecordError, RecordPlace, UsageError
 
@@ -60,7 +61,7 @@ def parse_slowly(payload: bytes, **options: Any) -> VideoRecord:
     """The general parser alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(video_record, "usual_layout", lambda data: None)
-        patch.setattr(video_record, "_strided", lambda *arguments: None)
+        patch.setattr(video_record, "frame_list", lambda name, *_: FrameList(name, 0, 1, b"", 0))
         return parse_video_record(payload, **options)
 
 
@@ -401,6 +402,60 @@ def test_the_usual_layout_is_read_the_short_way() -> None:
     assert usual_layout(memoryview(serialize_video_record(record))) is not None
 
 
+@st.composite
+def usual_payloads(draw: st.DrawFn) -> bytes:
+    """Records of few shapes and many values, so that most are laid out like some that came before."""
+    labels = draw(st.lists(st.sampled_from([1, 90, 300, 5000]), max_size=3))
+    context = [
+        entry(
+            draw(st.sampled_from(["id", "video_id"])), bytes_feature(draw(st.binary(min_size=2, max_size=3)))
+        ),
+        entry("labels", ints_feature(*labels)),
+        entry("start", floats_feature(draw(st.floats(width=32)))),
+    ]
+    num_frames, size = draw(st.sampled_from([(3, 2), (2, 3), (1, 7), (1, 130)]))
+    frames = [bytes_feature(draw(st.binary(min_size=size, max_size=size))) for _ in range(num_frames)]
+    return sequence(draw(st.permutations(context)), [entry("rgb", frame_list(*frames))])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    payloads=st.lists(usual_payloads(), min_size=1, max_size=8),
+    change=st.none() | st.tuples(st.integers(0, 7), st.integers(0, 300), st.integers(1, 255)),
+)
+def test_records_like_earlier_ones_are_read_as_if_they_were_the_first(
+    payloads: list[bytes], change: tuple[int, int, int] | None
+) -> None:
+    if change is not None:
+        number, place, bits = change
+        changed = bytearray(payloads[number % len(payloads)])
+        changed[place % len(changed)] ^= bits
+        payloads = [*payloads, bytes(changed), payloads[0]]
+    for payload in payloads:
+        fast, slow = outcome(parse_video_record, payload), outcome(parse_slowly, payload)
+        assert isinstance(fast, str) == isinstance(slow, str)
+        assert isinstance(fast, str) or isinstance(slow, str) or same(fast, slow)
+
+
+def test_a_layout_is_kept_and_only_so_many() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layouts, "_lists", {})
+        patch.setattr(layouts, "_contexts", {})
+        patch.setattr(layouts, "_MOST_KEPT", 3)
+        for size in (4, 5, 4, 6, 4, 7, 8, 4):
+            payload = sequence(
+                [entry("id", bytes_feature(b"a" * size))],
+                [entry("rgb", frame_list(bytes_feature(b"x" * size)))],
+            )
+            record = parse_video_record(payload)
+            assert (record.video_id, record.streams["rgb"].shape) == ("a" * size, (1, size))
+            assert 1 <= len(layouts._lists) <= 3
+            assert 1 <= len(layouts._contexts) <= 3
+        kept = layouts._lists[len(sequence([], [entry("rgb", frame_list(bytes_feature(b"x" * 4)))])) - 2]
+        parse_video_record(sequence([ID], [entry("rgb", frame_list(bytes_feature(b"abcd")))]))
+        assert kept in layouts._lists.values()
+
+
 @pytest.mark.parametrize("labels", [[-1], [1 << 56], [1 << 62]])
 def test_numbers_that_are_too_long_for_the_short_way(labels: list[int]) -> None:
     payload = sequence([ID, entry("labels", ints_feature(*labels))])
@@ -422,6 +477,7 @@ def test_a_record_cut_or_changed_anywhere_never_raises_another_exception() -> No
         {"start": [1.5], "segments": [5, 1 << 60]},
     )
     payload = serialize_video_record(record)
+    parse_video_record(payload)  # so that its layout is known
     for cut in range(len(payload)):
         outcome(parse_video_record, payload[:cut])
         for value in (0, 1, 0x0A, 0x7F, 0x80, 0xFF, payload[cut] ^ 1):

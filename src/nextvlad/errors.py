@@ -17,7 +17,7 @@ command line prints the message alone and leaves with `exit_status`; only a bug 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class NextvladError(Exception):
@@ -40,8 +40,7 @@ class DataError(NextvladError):
     """The data, a file, or the machine is at fault."""
 
 
-@dataclass(frozen=True)
-class RecordPlace:
+class RecordPlace(NamedTuple):
     """Where a record stands, as far as it is known.
 
     `offset` counts bytes from the start of the file (of the decompressed bytes for a compressed

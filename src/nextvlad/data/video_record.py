@@ -11,7 +11,6 @@ whose name begins with mean_, as mean_rgb and mean_audio, become streams of one 
 
 from __future__ import annotations
 
-import functools
 import struct
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -22,14 +21,13 @@ from numpy.typing import NDArray
 
 from nextvlad.data import protobuf
 from nextvlad.data.protobuf import BYTES_LIST, FLOAT_LIST, INT64_LIST, KIND_NAMES, LENGTH, Values
-from nextvlad.data.usual_layout import Context, usual_layout
+from nextvlad.data.usual_layout import ID_KEYS, LABELS, frame_list, usual_layout
 from nextvlad.errors import RecordError, RecordPlace, UsageError
 
-_ID_KEYS = ("id", "video_id")
-_LABELS = "labels"
 _VECTOR_PREFIX = "mean_"  # of what a video-level file says about the whole video
 _DTYPES = {FLOAT_LIST: np.float32, INT64_LIST: np.int64}
 
+_Context = dict[str, tuple[int, Values]]
 _Spans = list[tuple[int, int]]
 
 
@@ -55,7 +53,7 @@ class VideoRecord:
     context: dict[str, Values] = field(default_factory=dict)
     stream_names: tuple[str, ...] = ()
     rated: NDArray[np.int64] | None = None
-    id_key: str = _ID_KEYS[0]
+    id_key: str = ID_KEYS[0]
 
     def __post_init__(self) -> None:
         if not self.stream_names:
@@ -88,7 +86,33 @@ def parse_video_record(
         raise UsageError(f"max_frames: got {max_frames}, wanted 1 or more.")
     array = np.frombuffer(payload, np.uint8) if isinstance(payload, bytes) else payload
     data = array.data
-    context, lists = usual_layout(data) or _any_layout(data)
+    return _parse_usual(array, data, max_frames, streams) or _parse_any(array, data, max_frames, streams)
+
+
+def _parse_usual(
+    array: NDArray[np.uint8], data: memoryview, max_frames: int | None, streams: Collection[str] | None
+) -> VideoRecord | None:
+    """A record as all writers we know lay it out; None for another."""
+    usual = usual_layout(data)
+    if usual is None:
+        return None
+    found: dict[str, NDArray[Any]] = {}
+    for frames in usual.lists:
+        if streams is None or frames.name in streams:
+            view = frames.view(array, usual.shift, max_frames)
+            if view is None:
+                return None
+            found[frames.name] = view
+    id_key, video_id, labels, others = usual.context
+    names = tuple([frames.name for frames in usual.lists])
+    return VideoRecord(_text(video_id), np.array(labels, np.int64), found, others, names, id_key=id_key)
+
+
+def _parse_any(
+    array: NDArray[np.uint8], data: memoryview, max_frames: int | None, streams: Collection[str] | None
+) -> VideoRecord:
+    """Any valid record."""
+    context, lists = _any_layout(data)
     id_key, video_id = _take_id(context)
     try:
         labels = _take_labels(context)
@@ -120,7 +144,7 @@ def serialize_video_record(record: VideoRecord, *, id_key: str | None = None) ->
     """
     try:
         context = {id_key or record.id_key: protobuf.encode_feature([record.video_id.encode()])}
-        context[_LABELS] = protobuf.encode_feature([int(label) for label in record.labels])
+        context[LABELS] = protobuf.encode_feature([int(label) for label in record.labels])
         for name, values in record.context.items():
             if name in context:
                 raise TypeError(f"context feature {name!r} stands for the id or the labels")
@@ -161,7 +185,7 @@ def _bytes_header(size: int) -> bytes:
     return b"\x0a" + protobuf.encode_varint(len(values) + len(value) + size) + values + value
 
 
-def _any_layout(data: memoryview) -> tuple[Context, dict[str, _Spans]]:
+def _any_layout(data: memoryview) -> tuple[_Context, dict[str, _Spans]]:
     """The context features and where the feature lists are, in any valid SequenceExample."""
     features: dict[str, _Spans] = {}
     lists: dict[str, _Spans] = {}
@@ -179,14 +203,14 @@ def _read_map(data: memoryview, start: int, stop: int, into: dict[str, _Spans]) 
             into[name] = value
 
 
-def _take_id(context: Context) -> tuple[str, str]:
+def _take_id(context: _Context) -> tuple[str, str]:
     """Remove the id from the context: its key, and the id."""
-    for key in _ID_KEYS:
+    for key in ID_KEYS:
         kind, values = context.get(key, (0, []))
         if kind == BYTES_LIST and len(values) == 1:
             del context[key]
             value = values[0]
-            return key, value.decode(errors="backslashreplace") if isinstance(value, bytes) else ""
+            return key, _text(value) if isinstance(value, bytes) else ""
     found = ", ".join(sorted(context)) or "nothing"
     raise RecordError(
         f"no video id: wanted one bytes value in the context as id or video_id; the context has {found}. "
@@ -194,14 +218,18 @@ def _take_id(context: Context) -> tuple[str, str]:
     )
 
 
-def _take_labels(context: Context) -> NDArray[np.int64]:
-    kind, values = context.pop(_LABELS, (0, []))
+def _text(video_id: bytes) -> str:
+    return video_id.decode(errors="backslashreplace")
+
+
+def _take_labels(context: _Context) -> NDArray[np.int64]:
+    kind, values = context.pop(LABELS, (0, []))
     if kind not in (0, INT64_LIST):
         raise RecordError(f"labels are a list of {KIND_NAMES[kind]}, wanted int64.")
     return np.array(values, np.int64)
 
 
-def _take_vectors(context: Context) -> dict[str, NDArray[np.float32]]:
+def _take_vectors(context: _Context) -> dict[str, NDArray[np.float32]]:
     """Remove a tf.Example's mean vectors from the context: name -> [1, D].
 
     By their names, since the bytes do not tell an Example from a SequenceExample without frames.
@@ -216,43 +244,10 @@ def _read_stream(
     array: NDArray[np.uint8], data: memoryview, name: str, spans: _Spans, max_frames: int | None
 ) -> NDArray[Any]:
     if len(spans) == 1:
-        frames = _strided(array, data, *spans[0], max_frames)
+        frames = frame_list(name, data, *spans[0]).view(array, 0, max_frames)
         if frames is not None:
             return frames
     return _frame_by_frame(data, name, spans, max_frames)
-
-
-def _strided(
-    array: NDArray[np.uint8], data: memoryview, start: int, stop: int, max_frames: int | None
-) -> NDArray[np.uint8] | None:
-    """All frames as one view, or None where they do not stand at a constant stride."""
-    position, stride = start, 0
-    for level in range(3):  # Feature, BytesList, value: each the first field of the one around it
-        if position >= stop or data[position] != 0x0A:
-            return None
-        size, position = protobuf.varint(data, position + 1, stop)
-        if level == 0:
-            stride = position + size - start
-        elif position + size != start + stride:
-            return None
-    header = position - start
-    if stride > stop - start:
-        return None
-    count, rest = divmod(stop - start, stride)
-    if max_frames is not None and count >= max_frames:
-        count = max_frames
-    elif rest:
-        return None
-    # As items of `header` bytes: compared at once, which rows and columns of single bytes are not.
-    headers: NDArray[Any] = np.ndarray(count, _item(header), array, start, (stride,))
-    if headers.tobytes() != bytes(data[start:position]) * count:
-        return None
-    return np.ndarray((count, stride - header), np.uint8, array, position, (stride, 1))
-
-
-@functools.cache
-def _item(size: int) -> np.dtype[np.void]:
-    return np.dtype((np.void, size))
 
 
 def _frame_by_frame(data: memoryview, name: str, spans: _Spans, max_frames: int | None) -> NDArray[Any]:
