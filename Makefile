@@ -12,7 +12,8 @@ INSTALLED_FROM := pyproject.toml constraints.txt scripts/setup
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo        train, evaluate and predict on the data inside the package: a minute on two cores"
+	@echo "make demo        the whole job twice: on the data inside the package (a minute on two cores), and on"
+	@echo "                 clips that it draws and encodes itself (three minutes)"
 	@echo "make test        formatting, lint, types, and every test"
 	@echo "make check       formatting, lint and types alone"
 	@echo "make format      let ruff put right what it can"
@@ -35,6 +36,7 @@ help:
 
 demo: .venv/.installed-demo
 	$(BIN)/nextvlad demo
+	$(BIN)/nextvlad demo --video
 
 # The tests run even where the checks fail, so that one run tells everything.
 # One thread of arithmetic a process: JOBS processes share the cores.

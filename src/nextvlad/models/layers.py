@@ -113,8 +113,8 @@ class LargeLinear(nn.Linear):
     """A linear layer whose weights are many: [N, F] -> [N, F'].
 
     Under autocast it multiplies by a copy of its weights in half precision, made at each pass in the same
-    memory. Autocast by itself takes new memory each time, for the copy and for the gradient in half precision,
-    as a whole before it becomes float32; here that goes by parts.
+    memory. Autocast by itself takes new memory each time, for copy and gradient in half precision;
+    here the gradient becomes float32 by parts.
     """
 
     _shadow: Tensor | None = None
