@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import builtins
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,8 +32,8 @@ from nextvlad.errors import DataError, OutputError, UsageError
 from nextvlad.evaluate import evaluate
 from nextvlad.models import build_model
 from nextvlad.report import report
+from nextvlad.report_pictures import listed_videos
 from nextvlad.train import train
-from videos import encode
 
 HERE = InferenceOptions(workers=0)
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -264,6 +268,8 @@ def test_without_matplotlib_the_page_is_whole(
 @pytest.mark.usefixtures("no_png")
 def test_pictures_of_the_examples(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("av")
+    from videos import encode
+
     videos = tmp_path / "videos"
     (videos / "deep").mkdir(parents=True)
     found = report(folder / "run", [str(folder / "test-*")], HERE, out=tmp_path / "first")
@@ -280,6 +286,39 @@ def test_pictures_of_the_examples(folder: Path, tmp_path: Path, capsys: pytest.C
     assert f"No picture: {videos / second}.mp4" in text
     told = " ".join(capsys.readouterr().err.split())
     assert f"{len(set(shown)) - 2} of {len(set(shown))} example videos have no picture" in told
+
+
+@pytest.mark.usefixtures("no_png")
+def test_pictures_of_videos_that_extract_has_listed(folder: Path, bare: Path, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    from PIL import Image
+
+    from videos import encode, level_of, plain
+
+    data = make_data(tmp_path / "features", "test", num_videos=8, first=1000)
+    shades = encode(tmp_path / "clips.mp4", frames=48, fps=8, draw=lambda n: plain()(2 if n < 24 else 12))
+    rows = [
+        f"v{number:04d},{shades},{3 * (number % 2)},{3 + 3 * (number % 2)}" for number in range(1000, 1007)
+    ]
+    rows.append("v1007,gone.mp4,,")
+    (tmp_path / "features" / "index.csv").write_text(
+        "\n".join(["video_id,path,start_seconds,end_seconds", *rows])
+    )
+    found = report(bare, [data], HERE, out=tmp_path / "out")
+    shown = {example.video_id for kind in (found.right, found.wrong, found.missed) for example in kind}
+    pictures = re.findall(
+        r"base64,([^\"]+)\"><div><div class=\"id\">(v\d+)<", (tmp_path / "out" / "report.html").read_text()
+    )
+    assert {video_id for _, video_id in pictures} == shown - {"v1007"}
+    for coded, video_id in pictures:
+        grey = np.asarray(Image.open(io.BytesIO(base64.b64decode(coded)))).mean()
+        assert grey == pytest.approx(level_of(12 if int(video_id[1:]) % 2 else 2), abs=6), video_id
+
+
+def test_a_table_that_is_no_index_is_left_alone(tmp_path: Path) -> None:
+    for content in (b"a,b\n1,2\n", b"\xff\xfe", b"video_id,path,start_seconds\nv,x.mp4,soon\n", b""):
+        (tmp_path / "index.csv").write_bytes(content)
+        assert listed_videos([str(tmp_path / "test.tfrecord")], {"v"}) == {}
 
 
 def test_videos_without_the_extra(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,7 +187,8 @@ def _report(arguments: list[str]) -> int:
                 the model was not trained on.
             out: Folder for report.html, report.json and the pictures; an earlier report there is replaced.
             save_thresholds: Keep the best threshold of each label in the checkpoint, for `nextvlad tag`.
-            videos: Folder of the videos themselves, with subfolders, for pictures of the examples.
+            videos: Folder of the videos, with subfolders, for pictures of the examples; not needed beside the
+                index.csv of `nextvlad extract`.
             top_k: Labels a video for GAP and calibration; 20, or all where there are fewer, if not given.
             options: How to read and compute.
         """

@@ -27,7 +27,7 @@ from nextvlad.progress import ProgressBar, say
 from nextvlad.report_findings import Collector, Findings
 from nextvlad.report_numbers import PRIOR_POSITIVES
 from nextvlad.report_page import About, page
-from nextvlad.report_pictures import check_can_read, pictures
+from nextvlad.report_pictures import check_can_read, find_videos, listed_videos, pictures
 
 PICTURES = ("training_curves.png", "label_precision.png", "reliability.png", "confusion.png")
 MATPLOTLIB_MISSING = (
@@ -56,7 +56,8 @@ def report(
         data: files, folders, globs or .list files, with labels.
         options: how to read and compute; None: the defaults.
         out: folder to make; one that holds an earlier report is written over.
-        videos: folder of the videos themselves, for pictures of the examples.
+        videos: folder of the videos themselves, for pictures of the examples; None: those that the index.csv
+            of `nextvlad extract` beside the data names, where they are.
         top_k: labels a video for GAP and the reliability curve, in 1..C; None: 20, or all where fewer.
         save_thresholds: keep the best threshold of each label with the checkpoint.
 
@@ -87,9 +88,9 @@ def report(
     vocabulary = opened.model.vocabulary
     names = vocabulary.names if vocabulary else tuple(f"label {index}" for index in range(num_classes))
     found = collector.findings(names)
-    shown, failures = _pictures(videos, found)
+    shown, failures = _pictures(videos, data, found)
     about = About(
-        title=f"Report on {_name_of(run, place)}",
+        title=f"Report on {_name_of(run, log)}",
         facts=_facts(place, data),
         notes=[*_notes(place, data, found, has_names=vocabulary is not None), *failures],
         thresholds=_thresholds(place, found, data, save=save_thresholds),
@@ -139,10 +140,9 @@ def _metrics_of(run: Path, place: Path) -> Path | None:
     return None
 
 
-def _name_of(run: Path, place: Path) -> str:
-    """As the user calls the run: its folder's name, with the checkpoint's where that is named."""
-    folder = Path(os.path.abspath(run))
-    return folder.name if place == run and folder.parent.name == "" else f"{folder.parent.name}/{folder.name}"
+def _name_of(run: Path, log: Path | None) -> str:
+    """The name of the run's folder, or of the checkpoint's where it is nobody's run."""
+    return Path(os.path.abspath(log.parent if log else run)).name
 
 
 def _facts(place: Path, data: Sequence[str]) -> list[tuple[str, str]]:
@@ -200,15 +200,25 @@ def _thresholds(place: Path, found: Findings, data: Sequence[str], *, save: bool
     return f"They are saved in {path}, where nextvlad tag finds them."
 
 
-def _pictures(videos: Path | None, found: Findings) -> tuple[dict[str, bytes], list[str]]:
+def _pictures(
+    videos: Path | None, data: Sequence[str], found: Findings
+) -> tuple[dict[str, bytes], list[str]]:
     """JPEGs by video id, and what to say of those that are not there."""
-    if videos is None:
-        return {}, []
     wanted = {example.video_id for kind in (found.right, found.wrong, found.missed) for example in kind}
-    shown, failures = pictures(videos, wanted)
-    missing = len(wanted) - len(shown) - len(failures)
+    files = listed_videos(expand(data), wanted)
+    if videos is not None:
+        files |= find_videos(videos, wanted)
+    if not files and videos is None:
+        return {}, []
+    try:
+        shown, failures = pictures(files)
+    except UsageError:
+        if videos is not None:
+            raise
+        return {}, []  # nobody asked for them
     notes = [f"No picture: {failure}" for failure in failures]
-    if missing:
+    missing = len(wanted) - len(files)
+    if missing and videos is not None:
         notes.append(
             f"{missing} of {len(wanted)} example videos have no picture: no file, or several, of that name "
             f"in {videos}."
