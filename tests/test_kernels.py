@@ -86,6 +86,19 @@ def test_more_frames_than_one_program_takes(monkeypatch: pytest.MonkeyPatch) -> 
         close(mine, theirs, 1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("columns", [1, 40, 300])
+def test_blend(columns: int, dtype: torch.dtype, tolerance: float) -> None:
+    wide = draw(33, columns + 3)
+    x, y = wide[:, :columns], draw(33, columns, seed=1).to(dtype)
+    a, b, c = (draw(columns, seed=seed) for seed in (2, 3, 4))
+    values = torch.randint(0, 256, (33, columns), device=DEVICE).byte()
+    close(kernels.blend(values, a, c, dtype=dtype), weighing.blend(values, a, c, dtype=dtype), tolerance)
+    for first, second in ((x, y), (y, x)):
+        wanted = weighing.blend(first, a, c, second, b, dtype=dtype)
+        close(kernels.blend(first, a, c, second, b, dtype=dtype), wanted, tolerance)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), FACTORS)
 @pytest.mark.parametrize(("groups", "clusters", "size"), [(1, 3, 5), (2, 130, 20), (3, 16, 140)])
 def test_sums_over_the_frames_of_videos(

@@ -81,6 +81,16 @@ def test_weights_and_their_gradients_against_autograd(num_frames: int) -> None:
     torch.testing.assert_close(found.sum_y_z, scale)
 
 
+def test_blend() -> None:
+    q = torch.tensor([[0, 255], [7, 128]], dtype=torch.uint8)
+    a, b, c = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 3.0]), torch.tensor([1.0, 0.0])
+    assert weighing.blend(q, a, c, dtype=torch.float32).tolist() == [[1.0, -255.0], [15.0, -128.0]]
+    y = torch.tensor([[2.0, 1.0], [0.0, -1.0]], dtype=torch.bfloat16)
+    found = weighing.blend(q, a, c, y, b, dtype=torch.bfloat16)
+    assert found.dtype == torch.bfloat16
+    assert found.tolist() == [[2.0, -252.0], [15.0, -131.0]]
+
+
 def test_the_sums_are_what_a_batch_norm_wants() -> None:
     z, weight, bias, attention = made(50)
     z.requires_grad_()

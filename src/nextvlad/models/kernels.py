@@ -14,6 +14,7 @@ import contextlib
 import functools
 import warnings
 from contextlib import AbstractContextManager
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -28,7 +29,7 @@ _MOST_CLUSTERS = 4096  # a softmax is of one tile
 _ELEMENTS = 4096  # of a tile of assignments
 _PROGRAMS = 2048  # enough to fill a GPU, few enough that adding up their sums costs nothing
 _TILE = 128  # most rows or columns of a tile of a matrix product; more would not fit in the registers
-_SLOTS = 8  # programs that share the rows of one video
+_SLOTS = 8  # programs at most that share the rows of one video
 
 
 def available(device: torch.device) -> bool:
@@ -133,6 +134,29 @@ def weigh_backward(
     return WeighGradients(grad_y, grad_attention, *sums.sum(1))
 
 
+def blend(
+    x: Tensor, a: Tensor, c: Tensor, y: Tensor | None = None, b: Tensor | None = None, *, dtype: torch.dtype
+) -> Tensor:
+    """As `weighing.blend`."""
+    fits = x.dtype in (*_DTYPES, torch.uint8) and dtype in _DTYPES and (y is None or y.dtype in _DTYPES)
+    if len(x) == 0 or not fits:
+        return weighing.blend(x, a, c, y, b, dtype=dtype)
+    x, a = _rows(x), _factor(a)
+    has_y = y is not None and b is not None
+    y, b = (_rows(y), _factor(b)) if y is not None and b is not None else (x, a)
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    columns = min(256, _power_of_two(x.shape[1]))
+    rows = _ELEMENTS // columns
+    with _on(x.device):
+        _kernels().blend[-(-len(x) // rows), -(-x.shape[1] // columns)](
+            *(x, y, a, b, _factor(c), out, *x.shape, x.stride(0), y.stride(0)),
+            HAS_Y=has_y,
+            ROWS=rows,
+            COLUMNS=columns,
+        )
+    return out
+
+
 def weighted_sums(a: Tensor, e: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """As `weighing.weighted_sums`, but frames behind the last offset are allowed, and count nowhere."""
     if e.dtype not in _DTYPES or len(a) == 0:
@@ -172,12 +196,14 @@ def _multiply_rows(x: Tensor, matrices: Tensor, extra: Tensor | None, bounds: Te
     inner, width = x.shape[1], out.shape[1]
     half = x.element_size() == 2
     p, q = min(64 if half else 32, _tile(inner, x.dtype)), _tile(width, x.dtype)
+    rows = _TILE if half else _TILE // 2
+    slots = min(_SLOTS, -(-len(x) // (len(matrices) * rows)))
     with _on(x.device):
-        _kernels().segment_rows[len(matrices), _SLOTS, -(-width // q)](
+        _kernels().segment_rows[len(matrices), slots, -(-width // q)](
             *(x, matrices, matrices if extra is None else extra, bounds, out),
             *(inner, width, x.stride(0), *matrices.stride()),
             HAS_EXTRA=extra is not None,
-            ROWS=_TILE if half else _TILE // 2,
+            ROWS=rows,
             P=p,
             Q=q,
             num_warps=8 if q == _TILE else 4,
@@ -202,6 +228,7 @@ def find_fault(device: torch.device, half: torch.dtype = torch.bfloat16) -> str 
             (moments, weighing.moments, (z,)),
             (weigh, weighing.weigh, (z, scale, shift, attention)),
             (weigh_backward, weighing.weigh_backward, (a, z, scale, shift, attention, shift)),
+            (partial(blend, dtype=dtype), partial(weighing.blend, dtype=dtype), (z, scale, shift, z, shift)),
             (weighted_sums, weighing.weighted_sums, (a, e, offsets)),
             (weighted_sums_backward, weighing.weighted_sums_backward, (grad_sums, grad_mass, a, e, offsets)),
         ):
@@ -209,7 +236,7 @@ def find_fault(device: torch.device, half: torch.dtype = torch.bfloat16) -> str 
             for mine, theirs in zip(found, wanted, strict=True):
                 difference = (mine.double() - theirs.double()).norm() / theirs.double().norm()
                 if not float(difference) < tolerance:
-                    return f"{fused.__name__} in {dtype} differs by {float(difference):.1e}"
+                    return f"{fused} in {dtype} differs by {float(difference):.1e}"
     return None
 
 

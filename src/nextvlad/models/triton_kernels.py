@@ -148,6 +148,27 @@ def weigh_backward(
 
 
 @jit
+def blend(
+    x, y, a, b, c, out, num_rows, num_columns, x_stride, y_stride,
+    HAS_Y: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """One tile of x a + y b + c: out [n, F]."""
+    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    real_columns = columns < num_columns
+    both = (rows < num_rows)[:, None] & real_columns[None, :]
+    x_here = tl.load(x + rows[:, None] * x_stride + columns[None, :], mask=both, other=0).to(tl.float32)
+    a_here = tl.load(a + columns, mask=real_columns, other=0.0)
+    c_here = tl.load(c + columns, mask=real_columns, other=0.0)
+    total = x_here * a_here[None, :] + c_here[None, :]
+    if HAS_Y:
+        y_here = tl.load(y + rows[:, None] * y_stride + columns[None, :], mask=both, other=0.0).to(tl.float32)
+        b_here = tl.load(b + columns, mask=real_columns, other=0.0)
+        total += y_here * b_here[None, :]
+    tl.store(out + rows[:, None] * num_columns + columns[None, :], total.to(out.dtype.element_ty), mask=both)
+
+
+@jit
 def weighted_sums(
     left, right, offsets, out, mass, p_size, q_size, left_stride, right_stride,
     ROWS: tl.constexpr, P: tl.constexpr, Q: tl.constexpr,

@@ -93,6 +93,25 @@ def weigh_backward(
     return WeighGradients(grad_y.to(z.dtype), grad_attention, grad_y.sum(0), (grad_y * centred).sum(0))
 
 
+def blend(
+    x: Tensor, a: Tensor, c: Tensor, y: Tensor | None = None, b: Tensor | None = None, *, dtype: torch.dtype
+) -> Tensor:
+    """Sum x a + y b + c, computed in float32 and rounded once: bytes to floats, gradients of batch norms.
+
+    Args:
+        x: [n, F] of any real dtype.
+        a: [F] float32, and so are `b` and `c`.
+        c: [F].
+        y: [n, F]; None: without y b.
+        b: [F].
+        dtype: of the result [n, F].
+    """
+    found = torch.addcmul(c, _wide(x), a)
+    if y is not None and b is not None:
+        found.addcmul_(_wide(y), b)
+    return found.to(dtype)
+
+
 def weighted_sums(a: Tensor, e: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Sums over the frames and groups of each video.
 
