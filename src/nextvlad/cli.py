@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from nextvlad.errors import NextvladError
+from nextvlad.errors import NextvladError, is_out_of_memory
 
 _HELP = """\
 nextvlad: classify videos from frame-level features.
@@ -95,22 +95,10 @@ def _guarded(name: str, verb: Callable[[list[str]], int], arguments: list[str]) 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         print("nextvlad: out of memory; use a smaller batch or model (see --help).", file=sys.stderr)
         return 1
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Torch has an error of its own for a GPU, and on the CPU only a text."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or any(
-            text in str(error)
-            for text in ("DefaultCPUAllocator: can't allocate memory", "Storage size calculation")
-        )
-    )
 
 
 if __name__ == "__main__":

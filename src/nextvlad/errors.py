@@ -110,3 +110,18 @@ class TrainingError(DataError):
 
 class WorkerError(DataError):
     """A reader process died without saying why."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, the machine's or a GPU's.
+
+    Torch has an error of its own for a GPU, and on the CPU only a text.
+    """
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY))
+    )
+
+
+_NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "Storage size calculation")

@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from torch.nn import functional
 
 from nextvlad import distributed
 from nextvlad.config import InferenceOptions
+from nextvlad.data.batch import FrameBatch
 from nextvlad.data.device_batches import DeviceBatches
 from nextvlad.data.loader import FrameLoader
 from nextvlad.data.segments import Segments
@@ -22,6 +24,7 @@ from nextvlad.metrics import MetricAccumulator, SegmentAccumulator
 from nextvlad.metrics.segments import SEGMENTS_A_CLASS
 from nextvlad.models import InferenceModel
 from nextvlad.progress import ProgressBar
+from nextvlad.split_batches import Halver
 
 _ROWS = {
     "segment_map": (
@@ -48,6 +51,7 @@ def score(
     num_videos: int | None = None,
     segments: bool = False,
     show: bool = True,
+    batch_option: str = "--batch-size",
 ) -> dict[str, float | int | None]:
     """The metrics of one pass over `loader`, over all ranks together.
 
@@ -62,6 +66,7 @@ def score(
         num_videos: for the progress bar.
         segments: the batches are rated segments, and only their rated classes count.
         show: draw the progress bar.
+        batch_option: what makes batches smaller, for the line that tells of one too large for the memory.
 
     Returns:
         On rank 0 (and everywhere, when alone): num_videos, gap, hit_at_one, perr, map, loss, top1, top5; with
@@ -76,25 +81,34 @@ def score(
         else MetricAccumulator(num_classes, top_k=kept, with_map=with_map)
     )
     unit = "segments" if segments else "videos"
+    halver = Halver(batch_option)
     with ProgressBar("Evaluating", total=num_videos, unit=unit, show=show and distributed.is_main()) as bar:
         for batch, on_device in DeviceBatches(loader, model.device):
-            logits = model(on_device)
-            check_finite(logits, batch.video_ids)
-            rated = None if on_device.rated is None else on_device.rated.float()
-            losses = functional.binary_cross_entropy_with_logits(
-                logits, on_device.labels.float(), rated, reduction="none"
-            ).sum(1, dtype=torch.float64)
-            probabilities, labels = torch.sigmoid(logits).cpu().numpy(), batch.labels.numpy()
+            parts = halver.run(lambda part: _answer(model, part), on_device)
+            probabilities, losses = (torch.cat(of_parts).numpy() for of_parts in zip(*parts, strict=True))
+            labels = batch.labels.numpy()
             if isinstance(metrics, SegmentAccumulator):
-                metrics.update(probabilities, labels, batch.rated, losses=losses.cpu().numpy())
+                metrics.update(probabilities, labels, batch.rated, losses=losses)
             else:
-                metrics.update(probabilities, labels, losses=losses.cpu().numpy())
+                metrics.update(probabilities, labels, losses=losses)
             bar.advance(batch.num_videos)
+    halver.tell_total()
     _merge_on_main(metrics)
     result: dict[str, float | int | None] = distributed.share_object(
         metrics.compute() if distributed.is_main() else None
     )
     return result
+
+
+def _answer(model: InferenceModel, batch: FrameBatch) -> tuple[Tensor, Tensor]:
+    """Probabilities [B, C] float32 and the loss of each video [B] float64, on the CPU."""
+    logits = model(batch)
+    check_finite(logits, batch.video_ids)
+    rated = None if batch.rated is None else batch.rated.float()
+    losses = functional.binary_cross_entropy_with_logits(
+        logits, batch.labels.float(), rated, reduction="none"
+    ).sum(1, dtype=torch.float64)
+    return torch.sigmoid(logits).cpu(), losses.cpu()
 
 
 def _merge_on_main(metrics: MetricAccumulator | SegmentAccumulator) -> None:

@@ -32,6 +32,7 @@ from nextvlad.predictions.best_segments import BestSegments
 from nextvlad.predictions.segment_files import write_segment_lists
 from nextvlad.predictions.text_rows import lines
 from nextvlad.progress import ProgressBar, say
+from nextvlad.split_batches import Halver
 
 
 @torch.inference_mode()
@@ -121,12 +122,17 @@ def predict(
     kept = settle_top_k(top_k, opened.model.config.num_classes)
 
     def predictions() -> Generator[Prediction, None, None]:
-        seen = 0
+        def work(part: FrameBatch) -> list[Prediction]:
+            return predict_batch(opened.model, part, top_k=kept)
+
+        seen, halver = 0, Halver("--batch-size")
         with opened.loader, ProgressBar("Predicting", total=opened.total, unit=unit) as bar:
             for batch, on_device in DeviceBatches(opened.loader, opened.model.device):
-                yield from predict_batch(opened.model, on_device, top_k=kept)
+                for rows in halver.run(work, on_device):
+                    yield from rows
                 seen += batch.num_videos
                 bar.advance(batch.num_videos)
+        halver.tell_total()
         _check_seen(opened, seen, data)
 
     with closing(predictions()) as rows:
@@ -152,12 +158,18 @@ def _predict_lists(
 ) -> int:
     """The best segments of each class into a `Class,Segments` file; returns the number of segments seen."""
     columns = torch.from_numpy(classes).to(opened.model.device)
+
+    def work(part: FrameBatch) -> NDArray[np.float32]:
+        logits = _logits(opened.model, part)
+        # Logits rank as probabilities do, which a sigmoid near 1 rounds to one and the same number.
+        return logits[:, columns].cpu().numpy()
+
+    halver = Halver("--batch-size")
     with opened.loader, ProgressBar("Predicting", total=None, unit="segments") as bar:
         for batch, on_device in DeviceBatches(opened.loader, opened.model.device):
-            logits = _logits(opened.model, on_device)
-            # Logits rank as probabilities do, which a sigmoid near 1 rounds to one and the same number.
-            best.add(batch.video_ids, logits[:, columns].cpu().numpy())
+            best.add(batch.video_ids, np.concatenate(halver.run(work, on_device)))
             bar.advance(batch.num_videos)
+    halver.tell_total()
     _check_seen(opened, best.num_segments, data)
     count = write_segment_lists(out, best.lists())
     tell_damage(opened.loader.damage)

@@ -34,6 +34,7 @@ from nextvlad.models.base import TrainingLoss
 from nextvlad.models.inputs import Mixup
 from nextvlad.progress import ProgressBar, say
 from nextvlad.run_log import log_row, open_log, tensorboard
+from nextvlad.split_batches import Halver, remember
 from nextvlad.start import (
     check_same_run,
     count_train_examples,
@@ -46,6 +47,10 @@ from nextvlad.start import (
 )
 
 _LARGEST_MAP = 2**29  # scores kept for the untruncated mAP while training: 2 GiB
+_NO_HALVES = (
+    "With several processes one of them cannot split its batch: the others would wait for its statistics "
+    "of the whole. The last checkpoint is kept."
+)
 
 
 class Interrupted(Exception):
@@ -171,6 +176,11 @@ class _Run:
         total = self.num_examples * config.epochs
         self.total_examples = min(total, config.steps * config.data.batch_size) if config.steps else total
         self.loss_of = distributed.data_parallel(TrainingLoss(self.model))
+        self.halver = Halver(
+            "--data.batch-size",
+            consequence=" Batch norms took the statistics of each half, the gradient is that of both.",
+            refusal=_NO_HALVES if world > 1 else None,
+        )
         self.saved_at = time.monotonic()
         self.saved_step: int | None = None
 
@@ -254,6 +264,7 @@ class _Run:
                         "epoch": self.examples / per_epoch,
                         "loss": self.loss_sum / self.loss_count,
                         "lr": lr,
+                        "split_batches": self.halver.num_recent(),
                         "examples_per_second": since_videos / (time.monotonic() - since),
                     }
                     log_row(log, board, row)
@@ -274,6 +285,7 @@ class _Run:
         damage = distributed.gather_objects([*self.loader.damage, *self.valid_damage])
         if damage is not None:
             tell_damage([error for of_rank in damage for error in of_rank])
+            self.halver.tell_total()
             self._say_farewell()
         return result
 
@@ -291,13 +303,19 @@ class _Run:
 
     def _backward(self, batch: DeviceBatch, num_videos: int) -> float:
         """Gradients of the loss averaged over all ranks' `num_videos`; returns that loss."""
-        mixup = self._draw_mixup(batch.host.num_videos)
+
+        def work(part: FrameBatch) -> Tensor:
+            mixup = self._draw_mixup(part.num_videos)
+            with autocast(self.device, self.config.precision):
+                loss: Tensor = self.loss_of(part, part.labels.float(), mixup) / num_videos
+            # DistributedDataParallel averages over ranks; ours is a sum over ranks.
+            self.scaler.scale(loss * distributed.world_size()).backward()  # type: ignore[no-untyped-call]
+            return loss.detach().double()
+
         self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.device, self.config.precision):
-            loss: Tensor = self.loss_of(batch.here, batch.here.labels.float(), mixup) / num_videos
-        # DistributedDataParallel averages over ranks; ours is a sum over ranks.
-        self.scaler.scale(loss * distributed.world_size()).backward()  # type: ignore[no-untyped-call]
-        value = float(distributed.sum_over_ranks(loss.detach().double()))
+        undo = remember(self.model, self.device, self.random)
+        losses = self.halver.run(work, batch.here, undo=undo, where=f"step {self.step + 1}: ")
+        value = float(distributed.sum_over_ranks(torch.stack(losses).sum()))
         if not np.isfinite(value):
             raise self._not_finite(f"the loss is {value}", batch.host)
         return value
@@ -363,6 +381,7 @@ class _Run:
                 with_map=small or self.best_by == "map",
                 segments=config.data.segments,
                 show=False,
+                batch_option="--data.eval-batch-size",
             )
         check_scored(result, config.data.valid)
         self.valid_damage = loader.damage
