@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import tyro
 
-from nextvlad.config import InferenceOptions, StreamConfig
+from nextvlad.config import BatchSize, InferenceOptions, StreamConfig
 from nextvlad.errors import UsageError
 
 
@@ -72,6 +72,18 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
             metavar=f"{kind.__name__.upper()}|None",
             instance_from_str=lambda texts: None if texts[0] == "None" else kind(texts[0]),
             is_instance=lambda value: value is None or isinstance(value, kind),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    @registry.primitive_rule
+    def number_or_auto(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+        if info.type != BatchSize:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="INT|auto",
+            instance_from_str=lambda texts: "auto" if texts[0] == "auto" else int(texts[0]),
+            is_instance=lambda value: value == "auto" or isinstance(value, int),
             str_from_instance=lambda value: [str(value)],
         )
 

@@ -5,6 +5,7 @@ Torch is imported only inside a verb, once its options are known to be good.
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from nextvlad.command_options import DEFAULTS, Checkpoint, Count, Data, File, Options, given, option, parse
-from nextvlad.config import InferenceOptions, TrainConfig
+from nextvlad.config import DEFAULT_BATCH_SIZE, InferenceOptions, TrainConfig
 from nextvlad.errors import UsageError
 from nextvlad.recipes import RECIPES, find_recipe
 from nextvlad.video_commands import VIDEO_VERBS
@@ -62,15 +63,25 @@ def _train(arguments: list[str]) -> int:
     nothing: Any = tyro.MISSING_NONPROP
     call = parse(
         TrainCall,
-        rest,
+        [
+            re.sub(r"^--batch[-_]size(?==|$)", "--data.batch-size", word) for word in rest
+        ],  # as other verbs have it
         f"train {name}",
         default=TrainCall(config=recipe_config, out=nothing),
         description=RECIPES[name].summary if name in RECIPES else f"The settings of {name}.",
     )
     from nextvlad.train import Interrupted, train
 
+    largest_batch = recipe_config.data.batch_size
     try:
-        train(call.config, call.out, init=call.init, resume=call.resume, resume_from=call.resume_from)
+        train(
+            call.config,
+            call.out,
+            init=call.init,
+            resume=call.resume,
+            resume_from=call.resume_from,
+            largest_batch=DEFAULT_BATCH_SIZE if largest_batch == "auto" else largest_batch,
+        )
     except Interrupted as stopped:
         print(
             f"nextvlad: stopped and saved in {call.out}/last; the same command with --resume goes on.",

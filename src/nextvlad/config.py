@@ -259,6 +259,16 @@ def _check_streams(streams: tuple[StreamConfig, ...]) -> None:
     _require(len(set(names)) == len(names), "streams", names, "each name once")
 
 
+BatchSize = int | Literal["auto"]
+"""Videos at a time; auto finds what fits (`nextvlad.batch_size`)."""
+DEFAULT_BATCH_SIZE = 160
+"""Of training."""
+
+
+def _require_batch_size(name: str, value: BatchSize) -> None:
+    _require(value == "auto" or (isinstance(value, int) and value >= 1), name, value, "1 or more, or auto")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where the data is and how it is read."""
@@ -274,8 +284,9 @@ class DataConfig:
     eigenvalues: str | None = None
     """.npy with the eigenvalues of YouTube-8M's PCA, to undo its whitening of the rgb stream as
     the originals do."""
-    batch_size: int = 160
-    """Videos a training step, over all processes together."""
+    batch_size: BatchSize = DEFAULT_BATCH_SIZE
+    """Videos a training step, over all processes together. auto: as many as the recipe says, or half, a
+    quarter, ... of them where memory does not do; for one process."""
     eval_batch_size: int = 256
     """Videos a batch in evaluation; changes speed and memory, never a result."""
     max_frames: int = 300
@@ -297,7 +308,8 @@ class DataConfig:
     way that is not known (see provenance.json), since you know that they match."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "eval_batch_size", "max_frames", "shuffle_buffer"):
+        _require_batch_size("data.batch_size", self.batch_size)
+        for name in ("eval_batch_size", "max_frames", "shuffle_buffer"):
             _require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "1 or more")
         _require(0 <= self.workers <= 1024, "data.workers", self.workers, "0 to 1024")
         _require(
@@ -419,8 +431,8 @@ Precision = Literal["fp32", "bf16", "fp16", "int8"]
 class InferenceOptions:
     """How `evaluate` and `predict` read the data and compute; nothing here is kept with a result."""
 
-    batch_size: int = 256
-    """Videos at a time; changes no result beyond the last bit of a score."""
+    batch_size: BatchSize = 256
+    """Videos at a time; changes no result beyond the last bit of a score. auto: the fastest that fits."""
     max_frames: int | None = None
     """Frames used of each stream; as in training if not given."""
     workers: int = 1

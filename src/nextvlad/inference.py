@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nextvlad import checkpoint, distributed
+from nextvlad import batch_size, checkpoint, distributed
 from nextvlad.config import InferenceOptions
 from nextvlad.data.loader import FrameLoader, count_examples
 from nextvlad.data.origins import check_origins
@@ -68,11 +68,15 @@ def open_checkpoint(
         names = tuple(stream.name for stream in model.config.streams)
         expected = Expected(model.provenance, names, f"the model in {folder}")
         check_origins(data, expected)
+    fast = for_inference(model, options.precision)
+    size = options.batch_size
+    if size == "auto":
+        size = _find_batch_size(fast, data, 5 if segments else max_frames, options)
     loader = FrameLoader(
         data,
         streams=model.config.streams,
         num_classes=model.config.num_classes,
-        batch_size=options.batch_size,
+        batch_size=size,
         max_frames=max_frames,
         workers=options.workers,
         pin_memory=device.type == "cuda",
@@ -86,7 +90,24 @@ def open_checkpoint(
     # Segments are not counted in headers; their bar goes without an end.
     countable = console.is_terminal and segments is None
     total = count_examples(data, skip_damaged=options.skip_damaged) if countable else None
-    return Opened(for_inference(model, options.precision), loader, total)
+    return Opened(fast, loader, total)
+
+
+def _find_batch_size(
+    model: InferenceModel, data: Sequence[str], max_frames: int, options: InferenceOptions
+) -> int:
+    """What `--batch-size auto` means here; says it."""
+    streams, num_classes = model.config.streams, model.config.num_classes
+    num_frames = batch_size.longest_video(data, streams, max_frames)
+    chosen = batch_size.for_inference(
+        lambda batch: torch.sigmoid(model(batch.to(model.device))).cpu(),
+        lambda size: batch_size.made_up_batch(streams, num_classes, size, num_frames),
+        model.device,
+        workers=options.workers,
+    )
+    if distributed.is_main():
+        say(f"Batch size {chosen.batch_size}, videos of {num_frames} frames: {chosen.reason}.")
+    return chosen.batch_size
 
 
 def _trained_max_frames(folder: Path) -> int:

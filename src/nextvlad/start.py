@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nextvlad import checkpoint, distributed
+import torch
+
+from nextvlad import batch_size, checkpoint, distributed
 from nextvlad.config import DataConfig, TrainConfig, to_json, with_streams
+from nextvlad.data.batch import FrameBatch
 from nextvlad.data.loader import count_examples, peek_streams
 from nextvlad.data.origins import check_origins, origin_of
 from nextvlad.data.ratings import count_segments, read_ratings
@@ -19,6 +22,7 @@ from nextvlad.models import Model
 from nextvlad.models.inputs import read_whitening_factors
 from nextvlad.progress import ProgressBar, say
 from nextvlad.provenance import Expected, Provenance
+from nextvlad.split_batches import remember
 
 _LOOK_AT = 1000  # videos looked at for labels before a long training starts
 _MOST_CLASSES = 1 << 20  # that labels alone, without a vocabulary, may ask for
@@ -104,6 +108,53 @@ def settle_provenance(
         if data:
             check_origins(data, expected)
     return found.only(streams) if found else None, expected
+
+
+def batch_size_of_the_run(config: TrainConfig, start_from: Path | None) -> TrainConfig:
+    """A run that goes on keeps the batch size that "auto" came to when it began."""
+    before = checkpoint.read_train_config(start_from) if start_from else None
+    if config.data.batch_size != "auto" or before is None:
+        return config
+    return replace(config, data=replace(config.data, batch_size=before.data.batch_size))
+
+
+def find_train_batch_size(
+    config: TrainConfig,
+    work: Callable[[FrameBatch], object],
+    model: Model,
+    random: torch.Generator,
+    largest: int,
+) -> batch_size.Chosen:
+    """What "auto" comes to; says it. Leaves the model and all random states as they were.
+
+    Args:
+        config: settled, but for the batch size.
+        work: one pass of training on a batch.
+        model: on its device.
+        random: what `work` draws from beside torch's own.
+        largest: the recipe's batch size.
+
+    Raises:
+        ConfigError: there are several processes.
+    """
+    if distributed.is_distributed():
+        raise ConfigError(
+            "data.batch_size: auto is for one process, since several take part in every pass. Give a number."
+        )
+    streams, num_classes = config.model.streams, config.model.num_classes
+    most = 5 if config.data.segments else config.data.max_frames
+    num_frames = batch_size.longest_video(config.data.train, streams, most)
+    undo = remember(model, model.device, random)
+    chosen = batch_size.for_training(
+        work,
+        lambda size: batch_size.made_up_batch(streams, num_classes, size, num_frames),
+        model.device,
+        wanted=largest,
+        reserve_bytes=2 * sum(parameter.nbytes for parameter in model.parameters()),  # Adam's two moments
+    )
+    undo()
+    say(f"Batch size {chosen.batch_size}, videos of {num_frames} frames: {chosen.reason}.")
+    return chosen
 
 
 def _look_at_labels(

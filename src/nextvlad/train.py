@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from nextvlad import checkpoint, distributed, optim
-from nextvlad.config import TrainConfig, to_json
+from nextvlad.config import DEFAULT_BATCH_SIZE, TrainConfig, to_json
 from nextvlad.data.batch import FrameBatch
 from nextvlad.data.device_batches import DeviceBatch, DeviceBatches
 from nextvlad.data.loader import FrameLoader, count_examples
@@ -36,8 +37,10 @@ from nextvlad.progress import ProgressBar, say
 from nextvlad.run_log import log_row, open_log, tensorboard
 from nextvlad.split_batches import Halver, remember
 from nextvlad.start import (
+    batch_size_of_the_run,
     check_same_run,
     count_train_examples,
+    find_train_batch_size,
     own_position,
     place_to_resume,
     settle,
@@ -68,6 +71,7 @@ def train(
     init: Path | None = None,
     resume: bool = False,
     resume_from: Path | None = None,
+    largest_batch: int = DEFAULT_BATCH_SIZE,
 ) -> dict[str, Any]:
     """One training run.
 
@@ -77,6 +81,7 @@ def train(
         init: a checkpoint whose weights to start from; its architecture replaces that of `config`.
         resume: go on from `out`/last.
         resume_from: go on from this checkpoint of the same run.
+        largest_batch: what the batch size "auto" means where memory does.
 
     Returns:
         The last validation metrics; empty without validation data, or when a resumed run was at its end.
@@ -89,7 +94,8 @@ def train(
         torch.set_num_threads(config.threads)
     device = distributed.pick_device(config.device)
     with _flushed_denormals(), distributed.process_group(device), _signals() as stop:
-        return _Run(config, out, device, init=init, resume=resume, resume_from=resume_from).go(stop)
+        place = place_to_resume(out, resume=resume, resume_from=resume_from)
+        return _Run(config, out, device, init=init, start_from=place, largest_batch=largest_batch).go(stop)
 
 
 class _Run:
@@ -101,13 +107,12 @@ class _Run:
         out: Path,
         device: torch.device,
         *,
-        init: Path | None,
-        resume: bool,
-        resume_from: Path | None,
+        init: Path | None = None,
+        start_from: Path | None = None,
+        largest_batch: int = DEFAULT_BATCH_SIZE,
     ) -> None:
-        self.out, self.device = out, device
-        self.start_from = place_to_resume(out, resume=resume, resume_from=resume_from)
-        config, self.vocabulary = settle(config, init=init)
+        self.out, self.device, self.start_from = out, device, start_from
+        config, self.vocabulary = settle(batch_size_of_the_run(config, start_from), init=init)
         self.config = config
         self.provenance, self.expected = settle_provenance(
             config, start_from=self.start_from or (checkpoint.resolve(init) if init else None)
@@ -116,7 +121,7 @@ class _Run:
         self.unit = "segments" if config.data.segments else "videos"
         self.segments: Segments | None = "rated" if config.data.segments else None
         world = distributed.world_size()
-        if config.data.batch_size % world:
+        if config.data.batch_size != "auto" and config.data.batch_size % world:
             raise ConfigError(
                 f"data.batch_size: got {config.data.batch_size}, wanted a multiple of the {world} processes."
             )
@@ -141,6 +146,10 @@ class _Run:
             self._start_weights(init)
         self.optimizer = optim.make_optimizer(self.model, config.optim)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.random = torch.Generator().manual_seed(config.seed * 1009 + 7 + distributed.rank())
+        self.loss_of = distributed.data_parallel(TrainingLoss(self.model))
+        self.batch_size = self._settle_batch_size(largest_batch)
+        config = self.config
         self.step = int(state.values.get("step", 0))
         self.examples = int(state.values.get("examples", 0))
         # A best checkpoint counts only where it is: this may be another folder than the one resumed from.
@@ -153,7 +162,7 @@ class _Run:
             config.data.train,
             streams=config.model.streams,
             num_classes=config.model.num_classes,
-            batch_size=config.data.batch_size // world,
+            batch_size=self.batch_size // world,
             max_frames=config.data.max_frames,
             shuffle=True,
             shuffle_buffer=config.data.shuffle_buffer,
@@ -169,13 +178,11 @@ class _Run:
             expected=self.expected,
         )
         self.batches = DeviceBatches(self.loader, device)
-        self.random = torch.Generator().manual_seed(config.seed * 1009 + 7 + distributed.rank())
         torch.manual_seed(config.seed * 1009 + distributed.rank())
         if self.start_from is not None:
             self._restore(state)
         total = self.num_examples * config.epochs
-        self.total_examples = min(total, config.steps * config.data.batch_size) if config.steps else total
-        self.loss_of = distributed.data_parallel(TrainingLoss(self.model))
+        self.total_examples = min(total, config.steps * self.batch_size) if config.steps else total
         self.halver = Halver(
             "--data.batch-size",
             consequence=" Batch norms took the statistics of each half, the gradient is that of both.",
@@ -183,6 +190,21 @@ class _Run:
         )
         self.saved_at = time.monotonic()
         self.saved_step: int | None = None
+
+    def _settle_batch_size(self, largest: int) -> int:
+        """Videos a step; puts into the configuration what "auto" came to."""
+        size = self.config.data.batch_size
+        if size == "auto":
+            chosen = find_train_batch_size(
+                self.config,
+                lambda batch: self._pass(batch.to(self.device), batch.num_videos),
+                self.model,
+                self.random,
+                largest,
+            )
+            size = chosen.batch_size
+            self.config = replace(self.config, data=replace(self.config.data, batch_size=size))
+        return size
 
     def _start_weights(self, init: Path | None) -> None:
         eigenvalues = self.config.data.eigenvalues
@@ -216,7 +238,6 @@ class _Run:
         result: dict[str, Any] = {}
         since, since_videos = time.monotonic(), 0
         per_epoch = self.num_examples
-        batch_size = config.data.batch_size
         with (
             self.loader,
             open_log(self.out / "metrics.jsonl", self.step) as log,
@@ -244,7 +265,7 @@ class _Run:
                 lr = optim.learning_rate(
                     config.optim,
                     examples_seen=self.examples,
-                    step_examples=batch_size,
+                    step_examples=self.batch_size,
                     total_examples=self.total_examples,
                 )
                 loss = self._backward(batch, num_videos)
@@ -303,22 +324,23 @@ class _Run:
 
     def _backward(self, batch: DeviceBatch, num_videos: int) -> float:
         """Gradients of the loss averaged over all ranks' `num_videos`; returns that loss."""
-
-        def work(part: FrameBatch) -> Tensor:
-            mixup = self._draw_mixup(part.num_videos)
-            with autocast(self.device, self.config.precision):
-                loss: Tensor = self.loss_of(part, part.labels.float(), mixup) / num_videos
-            # DistributedDataParallel averages over ranks; ours is a sum over ranks.
-            self.scaler.scale(loss * distributed.world_size()).backward()  # type: ignore[no-untyped-call]
-            return loss.detach().double()
-
         self.optimizer.zero_grad(set_to_none=True)
         undo = remember(self.model, self.device, self.random)
-        losses = self.halver.run(work, batch.here, undo=undo, where=f"step {self.step + 1}: ")
+        where = f"step {self.step + 1}: "
+        losses = self.halver.run(lambda part: self._pass(part, num_videos), batch.here, undo=undo, where=where)
         value = float(distributed.sum_over_ranks(torch.stack(losses).sum()))
         if not np.isfinite(value):
             raise self._not_finite(f"the loss is {value}", batch.host)
         return value
+
+    def _pass(self, batch: FrameBatch, num_videos: int) -> Tensor:
+        """Adds the gradients of this rank's batch, or a part; returns its share of the loss, float64."""
+        mixup = self._draw_mixup(batch.num_videos)
+        with autocast(self.device, self.config.precision):
+            loss: Tensor = self.loss_of(batch, batch.labels.float(), mixup) / num_videos
+        # DistributedDataParallel averages over ranks; ours is a sum over ranks.
+        self.scaler.scale(loss * distributed.world_size()).backward()  # type: ignore[no-untyped-call]
+        return loss.detach().double()
 
     def _not_finite(self, what: str, batch: FrameBatch) -> TrainingError:
         videos = ", ".join(batch.video_ids[:20]) + (" ..." if batch.num_videos > 20 else "")
