@@ -327,7 +327,9 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         undo = remember(self.model, self.device, self.random)
         where = f"step {self.step + 1}: "
-        losses = self.halver.run(lambda part: self._pass(part, num_videos), batch.here, undo=undo, where=where)
+        losses = self.halver.run(
+            lambda part: self._pass(part, num_videos), batch.here, undo=undo, where=where
+        )
         value = float(distributed.sum_over_ranks(torch.stack(losses).sum()))
         if not np.isfinite(value):
             raise self._not_finite(f"the loss is {value}", batch.host)
