@@ -76,6 +76,8 @@ _STARTER_CODE = OptimConfig(
 
 _ANY_STREAMS = NeXtVLADConfig(clusters=32, groups=4, hidden_size=256, batch_norm_weight=0.1)
 
+_OWN = MixtureConfig(clusters=8, groups=4, expansion=1, hidden_size=128, batch_norm_weight=0.1)
+
 RECIPES: dict[str, Recipe] = {
     "yt8m_paper": Recipe(
         "YouTube-8M, the paper's single model and its author's settings (published GAP 0.8723).",
@@ -158,6 +160,15 @@ RECIPES: dict[str, Recipe] = {
             data=DataConfig(batch_size=16),
             optim=OptimConfig(lr=2e-3, schedule="cosine", warmup=0.05, weight_decay=0.05, mixup=0.2),
             epochs=40,
+        ),
+    ),
+    "own": Recipe(
+        "Your own videos, 100 to 100,000: three small NeXtVLADs mixed, short and well regularised training.",
+        TrainConfig(
+            model=_OWN,
+            data=DataConfig(batch_size=32),
+            optim=OptimConfig(lr=2e-3, schedule="cosine", warmup=0.05, weight_decay=0.05, mixup=1.0),
+            epochs=12,
         ),
     ),
     "small_mean_pool": Recipe(
