@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextvlad.errors import DataError, UsageError
+from nextvlad.provenance import Provenance, StreamProvenance
 from nextvlad.video.backbone import (
     DEFAULT_AUDIO,
     DEFAULT_VISUAL,
@@ -208,6 +209,12 @@ class Extractor:
     def describe(self) -> dict[str, dict[str, Any]]:
         """How each stream is made, as JSON values; the keys are those of `StreamProvenance`."""
         return {name: stream.describe(self.options.rate_hz) for name, stream in self._streams.items()}
+
+    def provenance(self) -> Provenance:
+        """The same, as it is written beside features and compared with a model's."""
+        return Provenance(
+            {name: StreamProvenance(**values) for name, values in self.describe().items()}
+        )
 
     def _quantised(self, name: str, rows: NDArray[Any]) -> NDArray[np.uint8]:
         stream = self._streams.get(name)

@@ -34,9 +34,13 @@ def square(frame: VideoFrame, size: int, fit: Fit, pixel_aspect: float = 1.0) ->
         width=width, height=height, format="rgb24", interpolation=Interpolation.BILINEAR, threads=1
     )
     rgb = np.asarray(scaled.to_ndarray(), dtype=np.uint8)  # [height, width, 3]
-    if frame.rotation % 90 == 0 and frame.rotation:
-        rgb = np.rot90(rgb, frame.rotation // 90)
+    rgb = _upright(rgb, frame)
     return np.ascontiguousarray(_padded(rgb, size) if fit == "pad" else _middle(rgb, size))
+
+
+def _upright(rgb: NDArray[np.uint8], frame: VideoFrame) -> NDArray[np.uint8]:
+    """Turned as the frame's display matrix says, in quarter turns; mirroring, which is rare, is not done."""
+    return np.rot90(rgb, round(frame.rotation / 90))
 
 
 def _scaled_size(width: float, height: float, size: int, fit: Fit) -> tuple[int, int]:
