@@ -40,7 +40,7 @@ def frames_of(lengths: list[int], *, floats: bool = False, seed: int = 0) -> Fra
 def outcome(made: Branch, sums: Tensor, mass: Tensor) -> dict[str, Tensor]:
     """The sums, the gradients of some function of them, and the running statistics."""
     numbers = torch.Generator().manual_seed(1)
-    weight, other = (torch.randn(x.shape, generator=numbers) for x in (sums, mass))
+    weight, other = (torch.randn(x.shape, generator=numbers).to(x.device) for x in (sums, mass))
     made.zero_grad()
     ((sums * weight).sum() + (mass * other).sum()).backward()
     gradients = {name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None}
@@ -67,7 +67,7 @@ def in_training(
         dtype=dtype,
         folded=folded,
     )
-    made.assignment_norm.remember(found.mean, found.var, float(found.num_frames))
+    made.assignment_norm.remember(found.mean, found.var, found.num_frames)
     return outcome(made, found.sums, found.mass)
 
 

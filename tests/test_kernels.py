@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from nextvlad.data.batch import Frames
 from nextvlad.models import kernels, weighing
+from test_branch_sums import LENGTHS, assert_alike, frames_of, in_training, plainly
+from test_branch_sums import branch as made_branch
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
@@ -163,3 +166,18 @@ def test_a_wrong_kernel_is_told_and_not_used(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(kernels, "find_fault", breaks)
     with pytest.warns(RuntimeWarning, match="RuntimeError: no compiler"):
         assert not kernels._works.__wrapped__(3)
+
+
+@pytest.mark.parametrize("folded", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 0.01)])
+def test_a_branch_in_training(
+    folded: bool, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = frames_of(LENGTHS)
+    plain = plainly(frames)
+    monkeypatch.setattr(kernels, "available", lambda device: True)
+    if HAS_GPU:
+        monkeypatch.setattr("test_branch_sums.branch", lambda: made_branch().to(DEVICE))
+        frames = Frames(frames.values.to(DEVICE), frames.offsets.to(DEVICE))
+    found = in_training(frames, folded=folded, dtype=dtype)
+    assert_alike({name: tensor.cpu() for name, tensor in found.items()}, plain, tolerance)

@@ -253,7 +253,9 @@ class _Run:
             batches = iter(self.batches)
             while config.steps is None or self.step < config.steps:
                 batch = next(batches, None)
-                here = torch.tensor(batch.host.num_videos if batch else 0, device=self.device)
+                here = torch.tensor(
+                    batch.host.num_videos if batch else 0, device=distributed.collective_device()
+                )
                 num_videos = int(distributed.sum_over_ranks(here))
                 if num_videos == 0:
                     break
@@ -318,7 +320,9 @@ class _Run:
         due = distributed.is_main() and (
             time.monotonic() - self.saved_at > 60 * self.config.save_every_minutes
         )
-        wishes = torch.tensor([stop.signum != 0, due], dtype=torch.int64, device=self.device)
+        wishes = torch.tensor(
+            [stop.signum != 0, due], dtype=torch.int64, device=distributed.collective_device()
+        )
         asked, due = (bool(votes) for votes in distributed.sum_over_ranks(wishes).tolist())
         return asked, due
 

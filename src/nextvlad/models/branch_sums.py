@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from nextvlad import distributed
 from nextvlad.models import kernels, weighing
+from nextvlad.models.inputs import Preprocessing
 
 _ROWS_CPU = 1024
 _ROWS_GPU = 1 << 16
@@ -74,8 +75,8 @@ class BranchSums(NamedTuple):
     """[F] of the assignments of all ranks' frames."""
     var: Tensor
     """[F] likewise, biased."""
-    num_frames: Tensor
-    """Scalar: of all ranks."""
+    num_frames: float
+    """Of all ranks."""
 
 
 def folding_pays(num_frames: int, size: int, expanded: int) -> bool:
@@ -114,15 +115,13 @@ def branch_sums(
     if folded is None:
         folded = folding_pays(len(values), weights.expand.shape[1], weights.expand.shape[0])
     with torch.autocast(values.device.type, enabled=False):
-        found = BranchSums(
-            *_BranchSums.apply(  # type: ignore[no-untyped-call]
-                values, offsets, prepare, folded, epsilon, dtype, *(weights.fold() if folded else weights)
-            )
+        sums, mass, mean, var, count = _BranchSums.apply(  # type: ignore[no-untyped-call]
+            values, offsets, prepare, folded, epsilon, dtype, *(weights.fold() if folded else weights)
         )
         if folded:
-            added = weights.assign.detach() @ weights.expand_bias.detach()
-            found = found._replace(mean=found.mean + added)
-    return found
+            mean = mean + weights.assign.detach() @ weights.expand_bias.detach()
+    num_frames = float(count) if distributed.is_distributed() else float(len(values))  # no waiting if alone
+    return BranchSums(sums, mass, mean, var, num_frames)
 
 
 class _BranchSums(torch.autograd.Function):
@@ -138,7 +137,6 @@ class _BranchSums(torch.autograd.Function):
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         w = Weights(*weights)
-        bounds = tuple(offsets.tolist())
         expand, assign, attend = (matrix.to(dtype) for matrix in (w.expand, w.assign, w.attend))
         num_frames, (expanded, groups) = len(values), (len(w.expand), len(w.attend))
         clusters = len(w.assign) // groups
@@ -146,26 +144,29 @@ class _BranchSums(torch.autograd.Function):
         z = values.new_empty(num_frames, len(w.assign), dtype=dtype)  # [N, F]
         attention = values.new_empty(num_frames, groups, dtype=torch.float32)  # [N, G]
         for rows in _chunks(num_frames, values.device):
-            x = _floats(prepare(values[rows]), dtype)  # [n, D], perhaps with more rows behind
+            x = _floats(prepare, values[rows], dtype)  # [n, D], perhaps with more rows behind
             own = rows.stop - rows.start
-            e_here = torch.addmm(w.expand_bias.to(dtype), x, expand.T)  # [n, E]
+            direct = own == len(x)
+            e_here = torch.addmm(w.expand_bias.to(dtype), x, expand.T, out=e[rows] if direct else None)
             source = x if folded else e_here
-            e[rows] = e_here[:own]
-            z[rows] = (source @ assign.T)[:own]
+            z_here = torch.mm(source, assign.T, out=z[rows] if direct else None)
+            if not direct:
+                e[rows], z[rows] = e_here[:own], z_here[:own]
             attention[rows] = (source @ attend.T)[:own].float() + w.attend_bias
         steps = _steps(values.device)
         mean, var, count = _over_ranks(steps.moments(z), len(z))
 
         rstd = torch.rsqrt(var + epsilon)
         factor, shift = _factor_and_shift(w, mean, rstd)
-        sums = e.new_zeros(len(bounds) - 1, clusters, expanded // groups, dtype=torch.float32)
-        mass = e.new_zeros(len(bounds) - 1, clusters, dtype=torch.float32)
-        for videos, rows in _whole_videos(bounds, values.device):
+        sums = e.new_zeros(len(offsets) - 1, clusters, expanded // groups, dtype=torch.float32)
+        mass = e.new_zeros(len(offsets) - 1, clusters, dtype=torch.float32)
+        pieces = _pieces(offsets, num_frames)
+        for videos, rows in pieces:
             a = steps.weigh(z[rows], factor, shift, attention[rows])  # [n, G, K]
             own_offsets = offsets[videos.start : videos.stop + 1] - rows.start
             sums[videos], mass[videos] = steps.weighted_sums(a, e[rows], own_offsets)
         ctx.save_for_backward(values, offsets, e, z, attention, mean, rstd, count, *weights)
-        ctx.bounds, ctx.folded, ctx.prepare = bounds, folded, prepare
+        ctx.pieces, ctx.folded, ctx.prepare = pieces, folded, prepare
         ctx.mark_non_differentiable(mean, var, count)
         return sums, mass, mean, var, count
 
@@ -179,7 +180,7 @@ class _BranchSums(torch.autograd.Function):
 def _gradients(ctx: Any, d_sums: Tensor, d_mass: Tensor) -> tuple[Tensor | None, ...]:
     """From those of the sums [B, K, S] and masses [B, K] to those of all that `forward` was given."""
     values, offsets, e, z, attention, mean, rstd, count, *weights = ctx.saved_tensors
-    w, bounds, folded, dtype = Weights(*weights), ctx.bounds, ctx.folded, e.dtype
+    w, folded, dtype = Weights(*weights), ctx.folded, e.dtype
     factor, shift = _factor_and_shift(w, mean, rstd)
     steps = _steps(values.device)
 
@@ -187,12 +188,14 @@ def _gradients(ctx: Any, d_sums: Tensor, d_mass: Tensor) -> tuple[Tensor | None,
     d_y = torch.empty_like(z)  # [N, F]
     d_attention = torch.empty_like(attention)  # [N, G]
     sum_y, sum_y_z = torch.zeros_like(mean), torch.zeros_like(mean)  # [F], [F]
-    for videos, rows in _whole_videos(bounds, values.device):
+    for videos, rows in ctx.pieces:
         own_offsets = offsets[videos.start : videos.stop + 1] - rows.start
         a = steps.weigh(z[rows], factor, shift, attention[rows])  # [n, G, K]
-        d_a, d_e[rows] = steps.weighted_sums_backward(d_sums[videos], d_mass[videos], a, e[rows], own_offsets)
-        found = steps.weigh_backward(d_a, z[rows], factor, shift, attention[rows], mean)
-        d_y[rows], d_attention[rows] = found.y, found.attention
+        d_a, _ = steps.weighted_sums_backward(
+            d_sums[videos], d_mass[videos], a, e[rows], own_offsets, into=d_e[rows]
+        )
+        found = steps.weigh_backward(d_a, z[rows], factor, shift, attention[rows], mean, into=d_y[rows])
+        d_attention[rows] = found.attention
         sum_y += found.sum_y
         sum_y_z += found.sum_y_z
 
@@ -205,9 +208,9 @@ def _gradients(ctx: Any, d_sums: Tensor, d_mass: Tensor) -> tuple[Tensor | None,
     d_expand_bias = torch.zeros_like(w.expand_bias)
     assign, attend = w.assign.to(dtype), w.attend.to(dtype)
     for rows in _chunks(len(values), values.device):
-        x = _floats(ctx.prepare(values[rows]), dtype)  # [n, D]
-        d_z = torch.addcmul(constant, z[rows].float(), slope).addcmul_(d_y[rows].float(), factor)
-        d_z, d_logit = d_z.to(dtype), d_attention[rows].to(dtype)  # [n, F], [n, G]
+        x = _floats(ctx.prepare, values[rows], dtype)  # [n, D]
+        d_z = steps.blend(z[rows], slope, constant, d_y[rows], factor, dtype=dtype)  # [n, F]
+        d_logit = d_attention[rows].to(dtype)  # [n, G]
         d_here = d_e[rows]  # [n, E]
         if not folded:
             d_here = d_here + d_z @ assign + d_logit @ attend
@@ -242,7 +245,7 @@ def _steps(device: torch.device) -> ModuleType:
 def _over_ranks(moments: tuple[Tensor, Tensor], num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mean [F], biased variance [F] and number of all ranks' rows, from those of this rank's."""
     mean, var = moments
-    count = torch.tensor(float(num_rows), device=mean.device)
+    count = torch.full((), float(num_rows), device=mean.device)
     if not distributed.is_distributed():
         return mean, var, count
     of_ranks = mean.new_zeros(distributed.world_size(), 3, len(mean))
@@ -260,9 +263,19 @@ def _chunks(num_frames: int, device: torch.device) -> Iterator[slice]:
         yield slice(start, min(start + size, num_frames))
 
 
-def _whole_videos(bounds: tuple[int, ...], device: torch.device) -> Iterator[tuple[slice, slice]]:
-    """Neighbouring videos with about as many frames together as a chunk has, and these frames' rows."""
-    size = _ROWS_CPU // 2 if device.type == "cpu" else _ROWS_GPU
+def _pieces(offsets: Tensor, num_frames: int) -> list[tuple[slice, slice]]:
+    """Neighbouring videos with about as many frames together as a chunk has, and these frames' rows.
+
+    All at once where steps are fused: they need no memory beside, and the host need not ask for the offsets.
+    """
+    if kernels.available(offsets.device):
+        return [(slice(0, len(offsets) - 1), slice(0, num_frames))]
+    return list(
+        _whole_videos(offsets.tolist(), _ROWS_CPU // 2 if offsets.device.type == "cpu" else _ROWS_GPU)
+    )
+
+
+def _whole_videos(bounds: list[int], size: int) -> Iterator[tuple[slice, slice]]:
     first = 0
     for video, (_, end) in enumerate(pairwise(bounds)):
         if end - bounds[first] >= size or video == len(bounds) - 2:
@@ -271,8 +284,12 @@ def _whole_videos(bounds: tuple[int, ...], device: torch.device) -> Iterator[tup
             first = video + 1
 
 
-def _floats(x: Tensor, dtype: torch.dtype) -> Tensor:
+def _floats(prepare: Callable[[Tensor], Tensor], values: Tensor, dtype: torch.dtype) -> Tensor:
     """[n, D] as they are multiplied, perhaps with zeros behind."""
+    if isinstance(prepare, Preprocessing) and values.dtype == torch.uint8:
+        x = _steps(values.device).blend(values, prepare.scale, prepare.offset, dtype=dtype)
+    else:
+        x = prepare(values)
     on_cpu_in_half = x.device.type == "cpu" and dtype != torch.float32
     return _filled(x.to(dtype), len(x) + (-len(x) % _FULL_ROWS if on_cpu_in_half else 0))
 

@@ -109,17 +109,19 @@ def weigh_backward(
     shift: Tensor,
     attention: Tensor,
     mean: Tensor | None = None,
+    *,
+    into: Tensor | None = None,
 ) -> WeighGradients:
     """As `weighing.weigh_backward`."""
     num_frames, groups, clusters = _sizes(z, attention)
     if not _fits(z, attention, clusters) or grad_a.dtype not in _DTYPES:
-        return weighing.weigh_backward(grad_a, z, scale, shift, attention, mean)
+        return weighing.weigh_backward(grad_a, z, scale, shift, attention, mean, into=into)
     z, attention, grad_a = _rows(z), _rows(attention), grad_a.contiguous()
     tile = _power_of_two(clusters)
     rows = max(1, _ELEMENTS // 2 // tile)
     frames_a_split = rows * max(1, -(-num_frames * groups // (_PROGRAMS * rows)))
     splits = -(-num_frames // frames_a_split)
-    grad_y = torch.empty(num_frames, groups * clusters, dtype=z.dtype, device=z.device)
+    grad_y = z.new_empty(z.shape) if into is None else into
     grad_attention = z.new_empty(num_frames, groups, dtype=torch.float32)
     sums = z.new_empty(2, splits, groups * clusters, dtype=torch.float32)
     centre = torch.zeros_like(scale) if mean is None else mean
@@ -178,14 +180,21 @@ def weighted_sums(a: Tensor, e: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor
 
 
 def weighted_sums_backward(
-    grad_sums: Tensor, grad_mass: Tensor, a: Tensor, e: Tensor, offsets: Tensor
+    grad_sums: Tensor,
+    grad_mass: Tensor,
+    a: Tensor,
+    e: Tensor,
+    offsets: Tensor,
+    *,
+    into: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `weighing.weighted_sums_backward`; `offsets` stays on the device."""
     if e.dtype not in _DTYPES or len(a) == 0:
-        return weighing.weighted_sums_backward(grad_sums, grad_mass, a, e, offsets)
+        return weighing.weighted_sums_backward(grad_sums, grad_mass, a, e, offsets, into=into)
     left, right = weighing.parts(a.to(e.dtype).contiguous(), e.contiguous())
     matrices, bounds = grad_sums.to(e.dtype).contiguous(), offsets * a.shape[1]
-    grad_left, grad_right = torch.empty_like(left), torch.empty_like(right)
+    grad_left = torch.empty_like(left)
+    grad_right = torch.empty_like(right) if into is None else into.view(right.shape)
     _multiply_rows(right, matrices.mT, grad_mass.float().contiguous(), bounds, grad_left)
     _multiply_rows(left, matrices, None, bounds, grad_right)
     return grad_left.view(a.shape), grad_right.view(e.shape)

@@ -93,7 +93,7 @@ class Branch(nn.Module):
             epsilon=norm.epsilon,
             dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32,
         )
-        norm.remember(found.mean, found.var, float(found.num_frames))
+        norm.remember(found.mean, found.var, found.num_frames)
         return found.sums, found.mass
 
     def weights(self) -> Weights:

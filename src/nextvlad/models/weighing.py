@@ -73,6 +73,8 @@ def weigh_backward(
     shift: Tensor,
     attention: Tensor,
     mean: Tensor | None = None,
+    *,
+    into: Tensor | None = None,
 ) -> WeighGradients:
     """Gradients of `weigh`.
 
@@ -83,6 +85,7 @@ def weigh_backward(
         shift: [F].
         attention: [n, G].
         mean: [F] float32, taken from `z` in `sum_y_z`, as a batch norm wants it; None: zeros.
+        into: [n, F] contiguous, in the dtype of `z`, for the gradient y; None: a new one.
     """
     weights, importance = _softmax_and_sigmoid(z, scale, shift, attention)  # [n, G, K], [n, G]
     grad_a = _wide(grad_a)
@@ -90,7 +93,8 @@ def weigh_backward(
     grad_y = (grad_a - inner[..., None]).mul_(weights).mul_(importance[..., None]).flatten(1)  # [n, F]
     grad_attention = inner * importance * (1.0 - importance)
     centred = _wide(z) if mean is None else z - mean
-    return WeighGradients(grad_y.to(z.dtype), grad_attention, grad_y.sum(0), (grad_y * centred).sum(0))
+    kept = grad_y.to(z.dtype) if into is None else into.copy_(grad_y)
+    return WeighGradients(kept, grad_attention, grad_y.sum(0), (grad_y * centred).sum(0))
 
 
 def blend(
@@ -129,7 +133,13 @@ def weighted_sums(a: Tensor, e: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor
 
 
 def weighted_sums_backward(
-    grad_sums: Tensor, grad_mass: Tensor, a: Tensor, e: Tensor, offsets: Tensor
+    grad_sums: Tensor,
+    grad_mass: Tensor,
+    a: Tensor,
+    e: Tensor,
+    offsets: Tensor,
+    *,
+    into: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `weighted_sums` with respect to `a` and `e`, in the dtype of `e`.
 
@@ -139,11 +149,13 @@ def weighted_sums_backward(
         a: as given to `weighted_sums`, and so are `e` and `offsets`.
         e: [n, G S].
         offsets: [B + 1].
+        into: [n, G S] contiguous, in the dtype of `e`, for its gradient; None: a new one.
     """
     bounds = offsets * a.shape[1]
     left, right = parts(a.to(e.dtype).contiguous(), e.contiguous())
     grad_sums = grad_sums.to(e.dtype)
-    grad_left, grad_right = torch.empty_like(left), torch.empty_like(right)
+    grad_left = torch.empty_like(left)
+    grad_right = torch.empty_like(right) if into is None else into.view(right.shape)
     segment_inner(right, grad_sums.mT, bounds, grad_left)
     segment_inner(left, grad_sums, bounds, grad_right)
     grad_left += grad_mass[torch.repeat_interleave(bounds.diff())].to(e.dtype)
