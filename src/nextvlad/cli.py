@@ -29,6 +29,7 @@ Usage: nextvlad VERB ...        (nextvlad VERB --help explains a verb)
   import     a checkpoint of PaddleVideo or TensorFlow becomes one of ours
   extract    videos and their labels become frame features
   convert    PaddleVideo's data pickles become TFRecord files, and back
+  bench      how fast this machine reads, trains and infers on your data
 
 DATA is files, directories, quoted globs, or .list files with one path a line;
 files are TFRecords or PaddleVideo's pickles.

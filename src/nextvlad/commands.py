@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from nextvlad.command_options import DEFAULTS, Checkpoint, Count, Data, File, Options, given, option, parse
-from nextvlad.config import DEFAULT_BATCH_SIZE, InferenceOptions, TrainConfig
+from nextvlad.config import DEFAULT_BATCH_SIZE, InferenceOptions, Precision, TrainConfig
 from nextvlad.errors import UsageError
 from nextvlad.recipes import RECIPES, find_recipe
 from nextvlad.video_commands import VIDEO_VERBS
@@ -387,6 +387,55 @@ def _convert(arguments: list[str]) -> int:
     return 0
 
 
+def _bench(arguments: list[str]) -> int:
+    def bench(
+        what: Annotated[Literal["read", "train", "infer"], tyro.conf.Positional, option("read|train|infer")],
+        data: Data,
+        checkpoint: Annotated[Path | None, option("CHECKPOINT")] = None,
+        recipe: Annotated[str | None, option("RECIPE")] = None,
+        batch_size: Count = None,
+        precision: Precision = "fp32",
+        workers: Count = None,
+        threads: Count = None,
+        device: str = "auto",
+        seconds: float = 2.0,
+        json: File = None,
+    ) -> None:
+        """How fast this machine reads, trains and infers on your data, and which of it limits.
+
+        Args:
+            what: Reading alone; reading and training; reading and inference.
+            data: Files, folders, quoted globs, or .list files with one path a line.
+            checkpoint: The model for `infer`: folder of a run or of one checkpoint.
+            recipe: The model if none is given, random weights: a recipe or config .json; yt8m_paper.
+            batch_size: Videos at a time; the recipe's to train, else 256, if not given.
+            precision: Of the matrix products; int8 is for `infer`.
+            workers: Reader processes; 1, or for `read` one a processor, if not given.
+            threads: CPU threads for the arithmetic; torch's choice if not given.
+            device: auto (a GPU if there is one), cpu, cuda, cuda:1, ...
+            seconds: Time of each of five rounds a stage, and of the warm-up before them.
+            json: Also write the figures to this file.
+        """
+        from nextvlad.bench import bench as run
+
+        run(
+            what,
+            given(data),
+            model=checkpoint,
+            recipe=recipe,
+            batch_size=batch_size,
+            precision=precision,
+            workers=workers,
+            threads=threads,
+            device=device,
+            seconds=seconds,
+            json_file=json,
+        )
+
+    parse(bench, arguments, "bench")
+    return 0
+
+
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "demo": _demo,
     "check": _check,
@@ -397,6 +446,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "ensemble": _ensemble,
     "import": _import,
     "convert": _convert,
+    "bench": _bench,
     **VIDEO_VERBS,
 }
 """By name, in the order a user meets them."""

@@ -93,13 +93,13 @@ def train(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = distributed.pick_device(config.device)
-    with _flushed_denormals(), distributed.process_group(device), _signals() as stop:
+    with flushed_denormals(), distributed.process_group(device), _signals() as stop:
         place = place_to_resume(out, resume=resume, resume_from=resume_from)
-        return _Run(config, out, device, init=init, start_from=place, largest_batch=largest_batch).go(stop)
+        return Run(config, out, device, init=init, start_from=place, largest_batch=largest_batch).go(stop)
 
 
-class _Run:
-    """What the loop needs at hand; made by `train`, used once."""
+class Run:
+    """What the loop needs at hand; made by `train`, used once. Nothing is written before `go`."""
 
     def __init__(
         self,
@@ -234,7 +234,7 @@ class _Run:
         if distributed.is_main():
             self._prepare_folder()
             self._describe()
-        config, model = self.config, self.model
+        config = self.config
         result: dict[str, Any] = {}
         since, since_videos = time.monotonic(), 0
         per_epoch = self.num_examples
@@ -263,17 +263,7 @@ class _Run:
                     nothing = FrameBatch.empty(config.model.streams, config.model.num_classes)
                     batch = DeviceBatch(nothing, nothing.to(self.device))
 
-                model.train()
-                lr = optim.learning_rate(
-                    config.optim,
-                    examples_seen=self.examples,
-                    step_examples=self.batch_size,
-                    total_examples=self.total_examples,
-                )
-                loss = self._backward(batch, num_videos)
-                self._update(lr, batch.host)
-                self.step += 1
-                self.examples += num_videos
+                loss, lr = self.take_step(batch, num_videos)
                 self.loss_sum += loss * num_videos
                 self.loss_count += num_videos
                 since_videos += num_videos
@@ -325,6 +315,21 @@ class _Run:
         )
         asked, due = (bool(votes) for votes in distributed.sum_over_ranks(wishes).tolist())
         return asked, due
+
+    def take_step(self, batch: DeviceBatch, num_videos: int) -> tuple[float, float]:
+        """One update from a batch, which on all ranks has `num_videos`; returns its loss and the rate."""
+        self.model.train()
+        lr = optim.learning_rate(
+            self.config.optim,
+            examples_seen=self.examples,
+            step_examples=self.batch_size,
+            total_examples=self.total_examples,
+        )
+        loss = self._backward(batch, num_videos)
+        self._update(lr, batch.host)
+        self.step += 1
+        self.examples += num_videos
+        return loss, lr
 
     def _backward(self, batch: DeviceBatch, num_videos: int) -> float:
         """Gradients of the loss averaged over all ranks' `num_videos`; returns that loss."""
@@ -550,7 +555,7 @@ class _Run:
 
 
 @contextmanager
-def _flushed_denormals() -> Iterator[None]:
+def flushed_denormals() -> Iterator[None]:
     """Denormal moments of Adam cost a fifth of a step. The mode is the whole thread's, NumPy's too."""
     torch.set_flush_denormal(True)
     try:
