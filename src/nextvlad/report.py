@@ -193,9 +193,8 @@ def _thresholds(place: Path, found: Findings, data: Sequence[str], *, save: bool
         "common_threshold": found.common.threshold,
     }
     # The folder itself: `best`, a link, may lead to another one tomorrow.
-    path = checkpoint.save_thresholds(
-        place.resolve(), [label.cut.threshold for label in found.labels], chosen
-    )
+    folder = place.parent / os.readlink(place) if place.is_symlink() else place
+    path = checkpoint.save_thresholds(folder, [label.cut.threshold for label in found.labels], chosen)
     say(f"{len(found.labels):,} thresholds -> {path}")
     return f"They are saved in {path}, where nextvlad tag finds them."
 

@@ -14,6 +14,7 @@ from html import escape
 Point = tuple[float, float]
 
 _WIDTH, _HEIGHT = 520, 300
+_FEW = 10  # pairs of a bin whose share is mostly chance
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 14, 44
 
 
@@ -135,23 +136,26 @@ def reliability_chart(title: str, curves: Sequence[tuple[str, str, Sequence[Spot
 
     Args:
         title: what a screen reader says.
-        curves: (name, class of its colour, its bins in order).
+        curves: (name, class of its colour, its bins in order). Bins of fewer than 10 pairs are points off
+            the line.
     """
     write = _percent
     frame = _Frame(Axis("", 0.0, 1.0, write=write), Axis("share right", 0.0, 1.0, write=write), 330)
     (x0, y0), (x1, y1) = frame.at(0, 0), frame.at(1, 1)
     parts = [frame.axes(), f'<line class="ideal" x1="{x0}" y1="{y0}" x2="{x1}" y2="{y1}"/>']
     for name, colour, spots in curves:
-        path = " ".join("{:.1f},{:.1f}".format(*frame.at(spot.score, spot.share)) for spot in spots)
+        sure = [frame.at(spot.score, spot.share) for spot in spots if spot.count >= _FEW]
+        path = " ".join(f"{px:.1f},{py:.1f}" for px, py in sure)
         parts.append(f'<polyline class="line {colour}" points="{path}"/>')
         for spot in spots:
             px, py = frame.at(spot.score, spot.share)
             low, high = frame.at(0, spot.low)[1], frame.at(0, spot.high)[1]
             text = f"{name}: scored {spot.score:.3f}, right {spot.share:.3f}, {spot.count:,} pairs"
+            radius = 3 if spot.count >= _FEW else 1.8
             parts.append(
                 f'<line class="whisker {colour}" x1="{px:.1f}" y1="{low:.1f}" x2="{px:.1f}" y2="{high:.1f}"/>'
-                f'<circle class="dot {colour}" cx="{px:.1f}" cy="{py:.1f}" r="3"><title>{escape(text)}'
-                "</title></circle>"
+                f'<circle class="dot {colour}" cx="{px:.1f}" cy="{py:.1f}" r="{radius}">'
+                f"<title>{escape(text)}</title></circle>"
             )
     names = [(name, colour) for name, colour, _ in curves]
     return frame.svg(title, parts) + _counts_chart(curves) + legend(names)

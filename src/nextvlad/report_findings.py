@@ -7,7 +7,7 @@ counts of confusions, and a few examples a label. So 3,862 labels and a million 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nextvlad.metrics import MetricAccumulator
 from nextvlad.metrics.ranking import Keys, average_precision, best_classes, defined_mean
+from nextvlad.progress import ProgressBar
 from nextvlad.report_mistakes import Confusion, Confusions, Example, Examples
 from nextvlad.report_numbers import Cut, Reliability, ScoreGrid, Thresholds
 
@@ -167,6 +168,13 @@ class Collector:
         self._examples.add(video_ids, scores, truth)
         self._one_label_each &= bool((truth.sum(axis=1) == 1).all())
 
+    def _ranked(self) -> Iterator[Keys]:
+        """The keys of each label, with a progress bar."""
+        with ProgressBar("Ranking", total=len(self._metrics.num_positives), unit="labels") as bar:
+            for keys in self._metrics.class_keys():
+                yield keys
+                bar.advance(1)
+
     def findings(self, names: Sequence[str]) -> Findings:
         """What was found; the collector takes no more videos then.
 
@@ -177,7 +185,7 @@ class Collector:
         common = thresholds.common()
         positives = self._metrics.num_positives
         labels, lowest = [], []
-        for index, keys in enumerate(self._metrics.class_keys()):
+        for index, keys in enumerate(self._ranked()):
             precision = average_precision(keys, int(positives[index]))
             labels.append(
                 LabelFindings(

@@ -89,6 +89,8 @@ class Confusions:
 
     def _settle(self) -> None:
         """Adds what came since last time to the counts."""
+        if not self._new:
+            return
         pairs, place = np.unique(np.concatenate([self._pairs, *self._new]), return_inverse=True)
         counts = np.zeros(len(pairs), np.int64)
         counts[place[: len(self._pairs)]] = self._counts

@@ -196,7 +196,7 @@ class Thresholds:
         is_hit = (keys & np.uint32(1)) == 0
         hits, misses = np.sort(bits[is_hit]), np.sort(bits[~is_hit])
         edges = self._edges if self._prior else self._edges[:0]
-        candidates = np.unique(np.concatenate([hits, edges])).astype(np.uint32)
+        candidates = np.sort(np.concatenate([hits, edges]))
         if not len(candidates):
             raise ValueError("best: no pair is a hit, so no threshold is better than another.")
         own_hits = len(hits) - np.searchsorted(hits, candidates)

@@ -185,7 +185,7 @@ def _calibration(found: Findings) -> str:
             "Expected calibration error",
             "<table><thead><tr><th>over</th><th class='n'>error</th></tr></thead>"
             f"<tr><td>best label of a video</td>{cell(None, decimal(errors['best'], 4))}</tr>"
-            f"{kept_error if found.top_k > 1 else ''}{all_pairs}</table>"
+            f"{kept_error if 1 < found.top_k < len(found.labels) else ''}{all_pairs}</table>"
             '<p class="soft" style="margin-top:10px">Pairs of a video and a label are put into 20 bins of '
             "equal width by their score. The error is the mean over pairs of the distance between the mean "
             "score of their bin and the share of it that is right. Over all pairs it is small for any model "
