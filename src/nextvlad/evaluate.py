@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -81,23 +83,37 @@ def score(
         else MetricAccumulator(num_classes, top_k=kept, with_map=with_map)
     )
     unit = "segments" if segments else "videos"
-    halver = Halver(batch_option)
     with ProgressBar("Evaluating", total=num_videos, unit=unit, show=show and distributed.is_main()) as bar:
-        for batch, on_device in DeviceBatches(loader, model.device):
-            parts = halver.run(lambda part: _answer(model, part), on_device)
-            probabilities, losses = (torch.cat(of_parts).numpy() for of_parts in zip(*parts, strict=True))
+        for batch, probabilities, losses in answers(model, loader, batch_option=batch_option):
             labels = batch.labels.numpy()
             if isinstance(metrics, SegmentAccumulator):
                 metrics.update(probabilities, labels, batch.rated, losses=losses)
             else:
                 metrics.update(probabilities, labels, losses=losses)
             bar.advance(batch.num_videos)
-    halver.tell_total()
     _merge_on_main(metrics)
     result: dict[str, float | int | None] = distributed.share_object(
         metrics.compute() if distributed.is_main() else None
     )
     return result
+
+
+def answers(
+    model: InferenceModel, loader: FrameLoader, *, batch_option: str = "--batch-size"
+) -> Iterator[tuple[FrameBatch, NDArray[np.float32], NDArray[np.float64]]]:
+    """Each batch with its probabilities [B, C] and the loss of each video [B]; in `torch.inference_mode`.
+
+    A batch that is too large for the memory is done in halves; `batch_option` is named in the line on it.
+
+    Raises:
+        DataError: the model's output is not finite.
+    """
+    halver = Halver(batch_option)
+    for batch, on_device in DeviceBatches(loader, model.device):
+        parts = halver.run(lambda part: _answer(model, part), on_device)
+        probabilities, losses = (torch.cat(of_parts).numpy() for of_parts in zip(*parts, strict=True))
+        yield batch, probabilities, losses
+    halver.tell_total()
 
 
 def _answer(model: InferenceModel, batch: FrameBatch) -> tuple[Tensor, Tensor]:

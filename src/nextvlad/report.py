@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from nextvlad import __version__, checkpoint, plots
 from nextvlad.config import InferenceOptions
 from nextvlad.data.sources import expand
 from nextvlad.errors import OutputError, UsageError
-from nextvlad.evaluate import check_scored
+from nextvlad.evaluate import answers, check_scored
 from nextvlad.files import NewFile, why, write_json
-from nextvlad.inference import Opened, check_finite, open_checkpoint, settle_top_k, tell_damage
+from nextvlad.inference import Opened, open_checkpoint, settle_top_k, tell_damage
 from nextvlad.progress import ProgressBar, say
 from nextvlad.report_findings import Collector, Findings
 from nextvlad.report_numbers import PRIOR_POSITIVES
@@ -105,15 +104,8 @@ def report(
 @torch.inference_mode()
 def _collect(opened: Opened, collector: Collector) -> None:
     with ProgressBar("Scoring", total=opened.total, unit="videos") as bar:
-        for batch in opened.loader:
-            on_device = batch.to(opened.model.device, non_blocking=True)
-            logits = opened.model(on_device)
-            check_finite(logits, batch.video_ids)
-            losses = functional.binary_cross_entropy_with_logits(
-                logits, on_device.labels.float(), reduction="none"
-            ).sum(1, dtype=torch.float64)
-            scores = torch.sigmoid(logits).float().cpu().numpy()
-            collector.add(batch.video_ids, scores, batch.labels.numpy(), losses.cpu().numpy())
+        for batch, scores, losses in answers(opened.model, opened.loader):
+            collector.add(batch.video_ids, scores, batch.labels.numpy(), losses)
             bar.advance(batch.num_videos)
 
 
