@@ -178,6 +178,10 @@ def test_an_earlier_report_is_replaced_and_other_things_are_not(
         "label_precision.png", "notes.txt", "reliability.png", "report.html", "report.json",
     ]  # fmt: skip
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "report.json").write_text("cut sh")
+    report(bare, data * 4, HERE, out=tmp_path / "killed")
+    assert f"{data[0]}, {data[0]}, {data[0]} and 1 more" in (tmp_path / "killed" / "report.html").read_text()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"other: not empty, and no earlier report"):

@@ -112,10 +112,10 @@ def _collect(opened: Opened, collector: Collector) -> None:
 def _check_folder(out: Path) -> None:
     """Refuses a place where something else would be mixed with the report, or lost."""
     try:
-        kept = [path.name for path in out.iterdir() if path.name != ".DS_Store"] if out.exists() else []
+        kept = {path.name for path in out.iterdir() if path.name[0] != "."} if out.exists() else set()
     except OSError as error:
         raise UsageError(f"{out}: cannot be the folder of a report ({why(error)}).") from error
-    if kept and "report.html" not in kept:
+    if "report.html" not in kept and not kept <= {"report.json", *PICTURES}:  # those of a killed run
         raise UsageError(f"{out}: not empty, and no earlier report; choose another folder with --out.")
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ def _name_of(run: Path, log: Path | None) -> str:
 def _facts(place: Path, data: Sequence[str]) -> list[tuple[str, str]]:
     return [
         ("checkpoint", place.resolve().name),
-        ("data", ", ".join(data)),
+        ("data", ", ".join(data[:3]) + (f" and {len(data) - 3:,} more" if len(data) > 3 else "")),
         ("made", f"{date.today():%-d %B %Y} by nextvlad {__version__}"),
     ]
 

@@ -212,9 +212,7 @@ class Extractor:
 
     def provenance(self) -> Provenance:
         """The same, as it is written beside features and compared with a model's."""
-        return Provenance(
-            {name: StreamProvenance(**values) for name, values in self.describe().items()}
-        )
+        return Provenance({name: StreamProvenance(**values) for name, values in self.describe().items()})
 
     def _quantised(self, name: str, rows: NDArray[Any]) -> NDArray[np.uint8]:
         stream = self._streams.get(name)
