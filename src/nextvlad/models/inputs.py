@@ -54,7 +54,7 @@ def mix_frames(x: Tensor, offsets: Tensor, mixup: Mixup) -> Tensor:
         [N, D].
     """
     lengths = offsets.diff()  # [B]
-    video = torch.repeat_interleave(lengths)  # [N]
+    video = torch.repeat_interleave(lengths, output_size=len(x))  # [N]; a GPU is not asked for its size
     time = torch.arange(len(x), device=x.device) - offsets[video]  # [N]
     partner = mixup.partner[video]  # [N]
     has_frames = lengths[partner] > 0
