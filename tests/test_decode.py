@@ -218,7 +218,16 @@ def test_sound_or_pictures_alone(tmp_path: Path) -> None:
         read(tmp_path / "a.wav", sound=False)
 
 
-@pytest.mark.parametrize(("rate_hz", "channels", "codec"), [(8000, 1, "pcm_u8"), (22_050, 2, "pcm_f32le")])
+@pytest.mark.parametrize(
+    ("rate_hz", "channels", "codec"),
+    [
+        (8000, 1, "pcm_u8"),
+        (22_050, 2, "pcm_f32le"),
+        (48_000, 6, "pcm_s24le"),
+        (44_100, 8, "pcm_s16le"),
+        (16_000, 16, "pcm_s16le"),
+    ],
+)
 def test_sound_of_other_rates_and_formats(tmp_path: Path, rate_hz: int, channels: int, codec: str) -> None:
     sound = tone(2.0, rate_hz=rate_hz, channels=channels)
     part = read(encode(tmp_path / "a.wav", sound=sound, sound_codec=codec, sound_rate_hz=rate_hz))

@@ -66,7 +66,7 @@ def encode(
                 video.set_display_rotation(rotation)
         audio: Any = None
         if sound is not None:
-            layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(sound)]
+            layout = {1: "mono", 2: "stereo", 6: "5.1", 8: "octagonal", 16: "hexadecagonal"}[len(sound)]
             audio = container.add_stream(sound_codec, rate=sound_rate_hz, layout=layout)
         if video is not None:
             stamps = [round(t * 1000) for t in times] if times is not None else list(range(frames))
@@ -79,8 +79,8 @@ def encode(
         if audio is not None and sound is not None:
             frame_size = 1024
             for first_sample in range(0, sound.shape[1], frame_size):
-                piece = np.ascontiguousarray(sound[:, first_sample : first_sample + frame_size])
-                part = av.AudioFrame.from_ndarray(piece, format="fltp", layout=layout)
+                piece = sound[:, first_sample : first_sample + frame_size].T.reshape(1, -1)  # packed
+                part = av.AudioFrame.from_ndarray(np.ascontiguousarray(piece), format="flt", layout=layout)
                 part.sample_rate = sound_rate_hz
                 part.time_base = Fraction(1, sound_rate_hz)
                 part.pts = first_sample + round(sound_start_seconds * sound_rate_hz)

@@ -54,13 +54,13 @@ class SoundLine:
         self._expected_seconds = seconds + frame.samples / frame.sample_rate
         frame.pts = None
         for resampled in self._resampler.resample(frame):
-            yield from self._give(resampled.to_ndarray().mean(axis=0, dtype=np.float32))
+            yield from self._give(_mono(resampled))
 
     def finish(self) -> Iterator[NDArray[np.float32]]:
         """What the resampler still holds."""
         if self._resampler is not None:
             for resampled in self._resampler.resample(None):
-                yield from self._give(resampled.to_ndarray().mean(axis=0, dtype=np.float32))
+                yield from self._give(_mono(resampled))
             self._resampler = None
 
     def notes(self) -> list[str]:
@@ -77,7 +77,7 @@ class SoundLine:
 
         yield from self.finish()
         self._shape = shape
-        self._resampler = AudioResampler(format="fltp", layout=frame.layout.name, rate=SAMPLE_RATE_HZ)
+        self._resampler = AudioResampler(format="flt", layout=frame.layout.name, rate=SAMPLE_RATE_HZ)
         ahead = round(seconds * SAMPLE_RATE_HZ) - self.num_samples
         self._skip = max(0, -ahead)
         if ahead > 0:
@@ -97,3 +97,10 @@ class SoundLine:
         if len(samples):
             self.num_samples += len(samples)
             yield np.nan_to_num(samples, copy=False)
+
+
+def _mono(frame: AudioFrame) -> NDArray[np.float32]:
+    """[n], of packed samples: PyAV 18 reads beyond its memory on frames of eight planes or more."""
+    packed = frame.to_ndarray().reshape(-1, len(frame.layout.channels))
+    mono: NDArray[np.float32] = packed.mean(axis=1, dtype=np.float32)
+    return mono
