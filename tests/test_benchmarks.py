@@ -22,7 +22,7 @@ from nextvlad.data.sources import read
 from nextvlad.metrics import gap
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
-SCRIPTS = ("reading", "metrics", "inference", "startup", "gpu")
+SCRIPTS = ("reading", "metrics", "inference", "extraction", "startup", "gpu")
 
 
 def load(name: str) -> ModuleType:

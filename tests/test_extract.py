@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +21,13 @@ pytest.importorskip("av")
 from makers import nextvlad
 from nextvlad.data.sources import read
 from nextvlad.data.vocabulary import Vocabulary
-from nextvlad.errors import DataError
-from nextvlad.extract import LabelOptions, extract, provenance_of
+from nextvlad.errors import DataError, UsageError
+from nextvlad.extract import LabelOptions, extract, provenance_of, share_processors
 from nextvlad.extract_splits import SplitOptions
 from nextvlad.extract_store import Outcome
 from nextvlad.provenance import Provenance, of_record
 from nextvlad.video.extractor import Extractor, ExtractorOptions
+from nextvlad.video_commands import VIDEO_VERBS
 from videos import encode, tone
 
 SOUND = ExtractorOptions(visual=None)
@@ -121,3 +129,200 @@ def test_nothing_that_can_be_read(clips: Path, tmp_path: Path) -> None:
         extract([str(clips / "cat" / "empty.mp4")], tmp_path / "f", SOUND, workers=0)
     assert [row["video_id"] for row in table(tmp_path / "f" / "failures.csv")] == ["empty"]
     assert not contents(tmp_path / "f")
+
+
+def test_nothing_is_done_twice(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "clips"
+    shutil.copytree(clips, copy)
+    run(copy, tmp_path / "f", videos_per_shard=4)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "f").glob("*.tfrecord")}
+    (copy / "cat" / "empty.mp4").write_bytes((copy / "cat" / "c0.mkv").read_bytes())  # repaired
+    capsys.readouterr()
+    outcomes = run(copy, tmp_path / "f", videos_per_shard=4)
+    assert {name for name, outcome in outcomes.items() if outcome.failure} == {"text", "cut"}
+    text = capsys.readouterr().out
+    assert "videos   9 done, 8 of them before" in text
+    changed = [path for path, when in before.items() if path.stat().st_mtime_ns != when]
+    assert len(changed) == 1  # the one that it belongs to
+    run(copy, tmp_path / "new", videos_per_shard=4)
+    assert contents(tmp_path / "f") == contents(tmp_path / "new")
+
+
+def test_a_shard_that_is_gone_is_made_again(clips: Path, tmp_path: Path) -> None:
+    run(clips, tmp_path / "f", videos_per_shard=4)
+    wanted = contents(tmp_path / "f")
+    (tmp_path / "f" / "train-00001.tfrecord").unlink()
+    run(clips, tmp_path / "f", videos_per_shard=4)
+    assert contents(tmp_path / "f") == wanted
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4, 7, 9, 12, 15, 17])
+def test_stopped_anywhere_it_goes_on(
+    stop_at: int, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end comes at any of the renames and deletions that the work consists of."""
+    run(clips, tmp_path / "whole", videos_per_shard=4)
+    count = 0
+    real = {name: getattr(os, name) for name in ("replace", "unlink")}
+
+    def counted(name: str) -> Any:
+        def call(*arguments: Any) -> None:
+            nonlocal count
+            count += 1
+            if count >= stop_at:  # nothing more is done, as after SIGKILL, also no cleaning up
+                raise KeyboardInterrupt
+            real[name](*arguments)
+
+        return call
+
+    for name in real:
+        monkeypatch.setattr(os, name, counted(name))
+    with pytest.raises(KeyboardInterrupt):
+        run(clips, tmp_path / "f", videos_per_shard=4)
+    monkeypatch.undo()
+    for name, content in contents(tmp_path / "f").items():
+        assert content == contents(tmp_path / "whole")[name]
+    run(clips, tmp_path / "f", videos_per_shard=4)
+    assert contents(tmp_path / "f") == contents(tmp_path / "whole")
+    left = {path.name for path in (tmp_path / "f").iterdir()}
+    assert left == {path.name for path in (tmp_path / "whole").iterdir()}
+
+
+def test_killed_and_started_again(clips: Path, tmp_path: Path) -> None:
+    run(clips, tmp_path / "whole", videos_per_shard=4)
+    command = [sys.executable, "-m", "nextvlad", "extract", str(clips), "--out", str(tmp_path / "f")]
+    command += ["--labels-from-folders", "--visual", "none", "--fractions", "1", "0", "0", "--workers", "1"]
+    command += ["--videos-per-shard", "4"]
+    journal = tmp_path / "f" / ".nextvlad-extract.jsonl"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    give_up = time.monotonic() + 60
+    while not journal.exists() or journal.read_bytes().count(b'"failure": null}\n') < 2:
+        assert time.monotonic() < give_up
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = [json.loads(line) for line in journal.read_bytes().splitlines()[1:] if line.endswith(b"}")]
+    again = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    lines = [json.loads(line) for line in journal.read_bytes().splitlines()[1:]]
+    read_before = [line["clip"] for line in done if "clip" in line and line["failure"] is None]
+    clips_done = [line["clip"] for line in lines if "clip" in line]
+    assert read_before
+    assert all(clips_done.count(number) == 1 for number in read_before)
+    assert f"{len(read_before)} of them before" in again.stdout
+    assert contents(tmp_path / "f") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            {"options": ExtractorOptions(visual=None, rate_hz=2.0)},
+            r"(?s)made in another way.*\* +rate_hz +1.0 +2.0",
+        ),
+        ({"labels": None}, "was begun with 2 labels, now there are 0"),
+        ({"videos_per_shard": 2}, "has changed since this was begun: shard 'train-00000' then"),
+        ({"splits": SplitOptions((0.0, 1.0, 0.0))}, "shard 'train-00000' then, 'valid-00000' now"),
+    ],
+)
+def test_other_settings_are_refused(change: dict[str, Any], reason: str, clips: Path, tmp_path: Path) -> None:
+    run(clips, tmp_path / "f")
+    before = contents(tmp_path / "f")
+    with pytest.raises(UsageError, match=reason):
+        run(clips, tmp_path / "f", **change)
+    with pytest.raises(
+        UsageError, match="was begun with 11 clips, now there are 6: 'c0' and 4 more was there then"
+    ):
+        run(clips / "dog" / "..", tmp_path / "f", labels=LabelOptions((one_folder(tmp_path),)))
+    assert contents(tmp_path / "f") == before
+
+
+def one_folder(folder: Path) -> Path:
+    path = folder / "dogs.csv"
+    path.write_text("d0,dog\nd1,dog\nd2,dog\nd3,dog\ntext,dog\ncut,cat\n")
+    return path
+
+
+def test_another_files_are_not_overwritten(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "train-00000.tfrecord").write_bytes(b"")
+    with pytest.raises(UsageError, match="is there already, and not from an extraction"):
+        run(clips, tmp_path / "f")
+    assert [path.name for path in (tmp_path / "f").iterdir()] == ["train-00000.tfrecord"]
+
+
+def test_a_video_that_changed_is_noticed(clips: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "clips"
+    shutil.copytree(clips, copy)
+    run(copy, tmp_path / "f")
+    with (copy / "dog" / "d0.mp4").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(UsageError, match=r"d0.mp4 has changed since it was extracted"):
+        run(copy, tmp_path / "f")
+
+
+@pytest.mark.parametrize("content", [b"{}\n", b"nonsense\n", b'{"version": 9}\n', b"[]\n"])
+def test_a_journal_of_something_else(content: bytes, clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / ".nextvlad-extract.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match="not a list of what was extracted"):
+        run(clips, tmp_path / "f")
+
+
+def test_what_a_cut_clip_holds(tmp_path: Path) -> None:
+    clip(tmp_path / "v" / "_x-1.mp4", 8)
+    clip(tmp_path / "v" / "_y_000010_000013.mp4", 3)
+    (tmp_path / "k.csv").write_text(
+        "label,youtube_id,time_start,time_end,split\nrun,_x-1,2,5,train\nsit,_x-1,5,7,val\nrun,_y,10,13,train\n"
+        "sit,gone,0,10,train\n"
+    )
+    outcomes = run(tmp_path / "v", tmp_path / "f", labels=LabelOptions((tmp_path / "k.csv",)))
+    assert {name: outcome.num_rows["audio"] for name, outcome in outcomes.items()} == {
+        "_x-1_000002_000005": 3,
+        "_x-1_000005_000007": 2,
+        "_y_000010_000013": 3,
+    }
+    (record,) = read(str(tmp_path / "f" / "valid-00000.tfrecord"))
+    assert record.context["start_time_seconds"] == [5.0]
+    assert record.context["end_time_seconds"] == [7.0]
+    status = {row["video_id"]: row["status"] for row in table(tmp_path / "f" / "index.csv")}
+    assert status["gone_000000_000010"] == "missing"
+
+
+def test_a_vocabulary_of_ones_own(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.csv").write_text("index,name\n0,mouse\n1,dog\n2,cat\n")
+    run(clips, tmp_path / "f", labels=LabelOptions(from_folders=True, vocabulary=tmp_path / "names.csv"))
+    labels = {record.video_id: record.labels.tolist() for record in read(str(tmp_path / "f"))}
+    assert labels["d1"] == [1]
+    assert labels["c1"] == [2]
+    (tmp_path / "names.csv").write_text("index,name\n0,mouse\n1,dog\n")
+    with pytest.raises(UsageError, match=r"c0.mkv: label 'cat' is not in .*names.csv"):
+        run(clips, tmp_path / "g", labels=LabelOptions(from_folders=True, vocabulary=tmp_path / "names.csv"))
+    assert not (tmp_path / "g").exists()
+
+
+def test_processors_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nextvlad.extract.num_processors", lambda: 8)
+    assert share_processors(None, None) == (4, 4)
+    assert share_processors(6, None) == (6, 2)
+    assert share_processors(None, 7) == (1, 7)
+    assert share_processors(20, None) == (20, 1)
+    assert share_processors(0, None) == (0, 8)
+    with pytest.raises(UsageError, match="wanted 0 or more and 1 or more"):
+        share_processors(-1, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--labels-from-folders", "--labels", "x.csv"], "the one or the other"),
+        (["--split-column", "x"], "give it by --labels"),
+        (["--videos-per-shard", "0"], "wanted 1 or more"),
+        (["--fractions", "1", "1", "1"], "--fractions"),
+        (["--visual", "none", "--audio", "none"], "neither pictures nor sound"),
+    ],
+)
+def test_calls_that_cannot_be(arguments: list[str], reason: str, clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=reason):
+        VIDEO_VERBS["extract"]([str(clips), "--out", str(tmp_path / "f"), *arguments])
+    assert not (tmp_path / "f").exists()

@@ -7,6 +7,7 @@ that a log stays readable. All of it goes to standard error; standard output is 
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
@@ -78,12 +79,20 @@ class ProgressBar:
         elif now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
             of_total = f" of {self._total:,}" if self._total else ""
-            end = note or "going on"
-            say(f"{self._title}: {self._done:,}{of_total} {self._unit}, {self._rate(now)}, {end}")
+            parts = [f"{self._title}: {self._done:,}{of_total} {self._unit}", self._rate(now)]
+            say(", ".join([*parts, *self._time_left(now), note or "going on"]))
 
     def _rate(self, now: float) -> str:
         rate = (self._done - self._first) / max(now - self._start, 1e-9)
-        return f"{rate:,.0f} {self._unit}/s"
+        return f"{rate:,.0f} {self._unit}/s" if rate >= 10 else f"{rate:.2g} {self._unit}/s"
+
+    def _time_left(self, now: float) -> list[str]:
+        """At the rate so far, as h:mm:ss; nothing where that is not known."""
+        done = self._done - self._first
+        if not self._total or not done or self._done > self._total:
+            return []
+        left = (self._total - self._done) * (now - self._start) / done
+        return [f"{timedelta(seconds=round(left))} left"]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
