@@ -214,3 +214,12 @@ def test_a_curve_of_one_point_is_drawn() -> None:
     text = line_chart("title", x, y, [Series(name="<b>", points=[(5.0, 2.0)], colour="blue")])
     assert text.count("<circle") == 1
     assert "&lt;b&gt;" in text
+
+
+def test_confusions_of_a_few_videos_say_nothing_of_chance() -> None:
+    found = collect(*made_up(num_videos=4, seed=2), list("abcde"))
+    assert found.frequent
+    assert not found.telling
+    text = page(found, about())
+    read_page(text)
+    assert "No pair in enough videos to tell" in text

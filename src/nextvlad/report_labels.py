@@ -138,6 +138,8 @@ def confusions_section(found: Findings) -> str:
 
 
 def _pairs(pairs: Sequence[Confusion], found: Findings) -> str:
+    if not pairs:
+        return '<p class="soft">No pair in enough videos to tell.</p>'
     rows = "".join(
         f"<tr><td>{escape(found.labels[pair.missed].name)}</td><td>{escape(found.labels[pair.taken].name)}</td>"
         f"{cell(pair.videos, f'{pair.videos:,}')}"
