@@ -176,12 +176,14 @@ def test_logits_of_chosen_seconds(config: Any, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(contributions, "STEPS_AT_A_TIME", 4)
     model, streams = make(config), frames(9, 6)
     seconds = Seconds(for_inference(model), streams)
-    chosen = np.array([1, 0, 0, 1, 1, 0, 1, 0, 1], bool)
-    rest = {"rgb": streams["rgb"][chosen], "audio": streams["audio"][chosen[:6]]}
-    np.testing.assert_allclose(seconds.logits_of(chosen), logits(model, rest), atol=1e-5)
-    np.testing.assert_allclose(seconds.logits_of(~np.zeros(9, bool)), seconds.logits, atol=1e-6)
-    nothing = {"rgb": streams["rgb"][:0], "audio": streams["audio"][:0]}
-    np.testing.assert_allclose(seconds.logits_of(np.zeros(9, bool)), logits(model, nothing), atol=1e-5)
+    chosen = np.array([[1, 0, 0, 1, 1, 0, 1, 0, 1], [1] * 9, [0] * 9], bool)
+    found = seconds.logits_of(chosen)
+    assert found.shape == (3, 5)
+    rest = {"rgb": streams["rgb"][chosen[0]], "audio": streams["audio"][chosen[0][:6]]}
+    np.testing.assert_allclose(found[0], logits(model, rest), atol=1e-5)
+    np.testing.assert_allclose(found[1], seconds.logits, atol=1e-6)
+    np.testing.assert_allclose(found[2], logits(model, frames(0, 0)), atol=1e-5)
+    assert seconds.logits_of(chosen[:0]).shape == (0, 5)
 
 
 def test_a_video_without_frames_has_no_seconds() -> None:

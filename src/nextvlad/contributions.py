@@ -98,7 +98,7 @@ class Seconds:
     @torch.no_grad()
     def _add_up(self) -> None:
         """The sums of the whole video in float64, so that a subtraction later leaves no rounding behind."""
-        self._total = {name: sums.double() for name, sums in self._model.begin().items()}
+        self._total = self._zero()
         self.attention: dict[str, NDArray[np.float64]] = {}
         for start, sums in self._sums():
             for name, of_steps in sums.items():
@@ -122,13 +122,25 @@ class Seconds:
 
     @torch.no_grad()
     def logits_of(self, chosen: NDArray[np.bool_]) -> Tensor:
-        """[C] float32: what the model says of the seconds where `chosen` [T] is True, and of no others."""
-        total = {name: torch.zeros_like(sums) for name, sums in self._total.items()}
+        """What the model says of some seconds and of no others.
+
+        Args:
+            chosen: [S, T], of each selection True for the seconds in it.
+
+        Returns:
+            [S, C] float32. All selections take one pass over the video.
+        """
+        masks = torch.from_numpy(chosen).to(self._model.device, torch.float64)
+        total = {name: sums.repeat(len(masks), *[1] * (sums.ndim - 1)) for name, sums in self._zero().items()}
         for start, sums in self._sums():
-            kept = torch.from_numpy(chosen[start : start + STEPS_AT_A_TIME]).to(self._model.device)
             for name, of_steps in sums.items():
-                total[name] += of_steps[kept].double().sum(0, keepdim=True)
-        return self._conclude(total)[0]
+                mask = masks[:, start : start + len(of_steps)]
+                total[name] += torch.tensordot(mask, of_steps.double(), dims=1)
+        return self._conclude(total)
+
+    def _zero(self) -> Sums:
+        """The sums of no frames, [1, ...] float64."""
+        return {name: sums.double() for name, sums in self._model.begin().items()}
 
     def _conclude(self, sums: Sums) -> Tensor:
         return self._model.conclude({name: total.float() for name, total in sums.items()}).float().cpu()

@@ -240,29 +240,32 @@ def _tags(seconds: Seconds, choice: Choice) -> list[Tag]:
         for label, score in zip(order[: choice.top_k].tolist(), scores.tolist(), strict=False)
         if choice.thresholds is None or score >= choice.thresholds[label]
     ]
-    curves = seconds.contributions([label for label, _ in found])
+    labels = [label for label, _ in found]
+    curves = seconds.contributions(labels)
+    stretches = [intervals(curve) for curve in curves]
+    without = torch.sigmoid(seconds.logits_of(_outside(stretches, seconds.num_steps)))
+    step = seconds.step_seconds
     return [
-        _tag(seconds, label, score, curve, choice)
-        for (label, score), curve in zip(found, curves, strict=True)
+        Tag(
+            label=label,
+            name=choice.names[label] if choice.names else str(label),
+            score=score,
+            threshold=None if choice.thresholds is None else float(choice.thresholds[label]),
+            contributions=curves[row],
+            intervals=[(first * step, end * step) for first, end in stretches[row]],
+            score_without=without[row, label].item() if stretches[row] else None,
+        )
+        for row, (label, score) in enumerate(found)
     ]
 
 
-def _tag(seconds: Seconds, label: int, score: float, curve: NDArray[np.float32], choice: Choice) -> Tag:
-    stretches = intervals(curve)
-    rest = np.ones(len(curve), bool)
-    for first, end in stretches:
-        rest[first:end] = False
-    without = torch.sigmoid(seconds.logits_of(rest)[label]).item() if stretches else None
-    step = seconds.step_seconds
-    return Tag(
-        label=label,
-        name=choice.names[label] if choice.names else str(label),
-        score=score,
-        threshold=None if choice.thresholds is None else float(choice.thresholds[label]),
-        contributions=curve,
-        intervals=[(first * step, end * step) for first, end in stretches],
-        score_without=without,
-    )
+def _outside(stretches: list[list[tuple[int, int]]], num_steps: int) -> NDArray[np.bool_]:
+    """For each label [T], True outside of its stretches."""
+    rest = np.ones((len(stretches), num_steps), bool)
+    for row, of_label in enumerate(stretches):
+        for first, end in of_label:
+            rest[row, first:end] = False
+    return rest
 
 
 def _facts(media: Media, rate_hz: float) -> dict[str, str]:
