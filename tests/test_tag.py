@@ -28,7 +28,6 @@ from nextvlad.config import MeanPoolConfig
 from nextvlad.data.batch import collate
 from nextvlad.data.video_record import VideoRecord
 from nextvlad.errors import DataError, UsageError
-from nextvlad.extract import provenance_of
 from nextvlad.models import for_inference
 from nextvlad.predict import predict_batch
 from nextvlad.predictions import read_predictions
@@ -78,7 +77,7 @@ def extractor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Extractor]:
 
 @pytest.fixture(scope="module")
 def provenance(extractor: Extractor) -> Provenance:
-    return provenance_of(extractor)
+    return extractor.provenance()
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +130,7 @@ def test_the_command(films: Path, tmp_path: Path) -> None:
     streams = (StreamConfig(name="rgb", size=1280), StreamConfig(name="audio", size=128))
     config = NeXtVLADConfig(streams=streams, num_classes=7, clusters=4, groups=4, hidden_size=16)
     model, out, page = tmp_path / "m", tmp_path / "new" / "tags.jsonl", tmp_path / "tags.html"
-    default = provenance_of(Extractor())
+    default = Extractor().provenance()
     checkpoint.save(model, build_model(config), vocabulary=Vocabulary(NAMES), provenance=default)
     done = nextvlad("tag", model, films, "--out", out, "--report", page, "--top-k", 3)
     assert done.returncode == 1, done.stderr

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from nextvlad.config import StreamConfig
 from nextvlad.errors import DataError, UsageError
-from nextvlad.extract import provenance_of
 from nextvlad.provenance import Provenance, StreamProvenance, check_match
 from nextvlad.video.backbone import DEFAULT_AUDIO, DEFAULT_VISUAL
 from nextvlad.video.extractor import AUDIO, VISUAL, Extractor, ExtractorOptions
@@ -84,7 +83,7 @@ def open_extractor(
     if not options.trust_features:
         check_match(
             provenance,
-            provenance_of(extractor),
+            extractor.provenance(),
             streams=names,
             wanted_by=f"the model in {whose}",
             found_in="this extractor",
