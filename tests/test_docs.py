@@ -11,11 +11,9 @@ import ast
 import importlib
 import re
 import shlex
-import sys
 import tomllib
 from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
 from typing import Any, get_args
 
 import pytest
@@ -90,10 +88,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for verb in (*commands.VERBS, "evaluate_predictions"):  # which is what `evaluate --predictions` runs
         name = "import_checkpoint" if verb == "import" else verb  # `import` can be no module's name
-        stub: Any = ModuleType(f"nextvlad.{name}")
-        setattr(stub, name, stop)
-        stub.Interrupted = type("Interrupted", (Exception,), {"signum": 0})
-        monkeypatch.setitem(sys.modules, f"nextvlad.{name}", stub)
+        monkeypatch.setattr(importlib.import_module(f"nextvlad.{name}"), name, stop)
 
 
 def parse(words: list[str]) -> None:
