@@ -61,6 +61,34 @@ ROWS = (
         "a forward pass",
     ),
     Row(
+        "whole_process",
+        "evaluate, YouTube-8M, made up",
+        "slower stage alone",
+        "`nextvlad evaluate`, paper's model",
+        "the slower of reading and inference alone",
+    ),
+    Row(
+        "whole_process",
+        "evaluate, AudioSet",
+        "slower stage alone",
+        "`nextvlad evaluate`, AudioSet",
+        "the slower of reading and inference alone",
+    ),
+    Row(
+        "whole_process",
+        "train, YouTube-8M, made up",
+        "slower stage alone",
+        "`nextvlad train`, paper's model",
+        "training steps alone",
+    ),
+    Row(
+        "whole_process",
+        "train, AudioSet",
+        "slower stage alone",
+        "`nextvlad train`, AudioSet",
+        "training steps alone",
+    ),
+    Row(
         "inference",
         "inference fp32, batch 32",
         "equations, padded",
@@ -147,6 +175,15 @@ def speed_table(results: _Results, rows: tuple[Row, ...] = ROWS) -> str:
             f"| **{_short(ratio['ratio'])}x** | {low} to {high} | {wanted} |"
         )
         used.append(comparison["record"])
+    for (what, name), comparison in results.items():
+        if what == "scaling":
+            facts = comparison["facts"]
+            memory = f", of memory {facts['memory exponent']:.2f}" if "memory exponent" in facts else ""
+            lines.append(
+                f"| a video's cost against {name.split(', ')[1]}, {name.split(', ')[0]} | exponent of time "
+                f"{facts['time exponent']:.2f}{memory} | | | | {facts['expected']:g} |"
+            )
+            used.append(comparison["record"])
     startup = results.get(("startup", "help"))
     if startup:
         seconds = startup["timings"]["nextvlad --help"]["median_s"]

@@ -22,7 +22,7 @@ from nextvlad.data.sources import read
 from nextvlad.metrics import gap
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
-SCRIPTS = ("reading", "metrics", "inference", "extraction", "startup", "gpu")
+SCRIPTS = ("reading", "metrics", "inference", "extraction", "whole_process", "scaling", "startup", "gpu")
 
 
 def load(name: str) -> ModuleType:
@@ -122,6 +122,44 @@ def test_readme_has_the_table_of_the_results() -> None:
     readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
     wanted = table.insert(readme, table.speed_table(table.read_results(FOLDER / "results")))
     assert readme == wanted, "python benchmarks/table.py --write"
+
+
+def test_exponents_and_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    scaling = load("scaling")
+    sizes = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
+    assert scaling.exponent(sizes, 3 * sizes**1.5) == pytest.approx(1.5)
+    assert scaling.line_explains(sizes, 5 + 2 * sizes) == pytest.approx(1)
+    assert scaling.line_explains(sizes, sizes**3) < 0.95
+
+
+def test_scaling_rows_and_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    table, scaling = load("table"), load("scaling")
+    record = _record(1, 1.0) | {"what": "scaling", "comparisons": []}
+    for axis in scaling._POINTS:
+        for kind in scaling._KINDS:
+            facts = {"seconds a video": [0.1, 0.2], "time exponent": 0.987, "expected": 1.0}
+            facts |= {"bytes a video": [1e6, 2e6], "memory exponent": 1.1}
+            timings = {"10": {"per_second": 10.0}, "20": {"per_second": 5.0}}
+            record["comparisons"].append(
+                {
+                    "name": f"{kind}, {axis}",
+                    "unit": "videos",
+                    "timings": timings,
+                    "ratios": {},
+                    "facts": facts,
+                }
+            )
+    (tmp_path / "scaling_x.jsonl").write_text(json.dumps(record) + "\n")
+    text = table.speed_table(table.read_results(tmp_path))
+    assert (
+        "| a video's cost against frames, training | exponent of time 0.99, of memory 1.10 | | | | 1 |"
+        in text
+    )
+    pytest.importorskip("matplotlib")
+    scaling._plot(tmp_path)
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_table_takes_the_last_result_and_leaves_out_what_there_is_none_of(tmp_path: Path) -> None:
