@@ -22,7 +22,8 @@ from makers import nextvlad
 from nextvlad.data.sources import read
 from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import DataError, UsageError
-from nextvlad.extract import LabelOptions, extract, provenance_of, share_processors
+from nextvlad.extract import extract, provenance_of, share_processors
+from nextvlad.extract_labels import LabelOptions
 from nextvlad.extract_splits import SplitOptions
 from nextvlad.extract_store import Outcome
 from nextvlad.provenance import Provenance, of_record
@@ -308,6 +309,7 @@ def test_processors_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     assert share_processors(None, 7) == (1, 7)
     assert share_processors(20, None) == (20, 1)
     assert share_processors(0, None) == (0, 8)
+    assert share_processors(None, None, on_cpu=False) == (7, 1)
     with pytest.raises(UsageError, match="wanted 0 or more and 1 or more"):
         share_processors(-1, None)
 

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from nextvlad.data.file_processes import num_processors
@@ -22,7 +22,7 @@ from nextvlad.errors import DataError, UsageError
 from nextvlad.extract_clips import Draft, Found, all_files, match_rows, with_ids
 from nextvlad.extract_decoding import Decoders, Event, Job, decode
 from nextvlad.extract_embedding import embed_all
-from nextvlad.extract_labels import read_table
+from nextvlad.extract_labels import LabelOptions, read_table
 from nextvlad.extract_plan import Clip, Plan
 from nextvlad.extract_splits import SPLITS, SplitOptions, with_splits
 from nextvlad.extract_store import Outcome, Store, write_table
@@ -35,28 +35,6 @@ from nextvlad.video_files import VideoFile, expand_videos, shown
 INDEX, FAILURES = "index.csv", "failures.csv"
 _LISTED = 20  # failures and the like that are printed
 _INDEX_COLUMNS = ("video_id", "path", "split", "shard", "status", "labels", "start_seconds", "end_seconds")
-
-
-@dataclass(frozen=True)
-class LabelOptions:
-    """Where labels come from."""
-
-    tables: tuple[Path, ...] = ()
-    """CSV files: `path,label;label`, or Kinetics' lists."""
-    from_folders: bool = False
-    """The name of the folder that a video is in is its label."""
-    split_column: str | None = None
-    group_column: str | None = None
-    vocabulary: Path | None = None
-    """The class names, in order; None: those of the labels, by alphabet."""
-
-    def __post_init__(self) -> None:
-        if self.tables and self.from_folders:
-            raise UsageError("--labels and --labels-from-folders: labels come from the one or the other.")
-        if not self.tables and (self.split_column or self.group_column):
-            raise UsageError(
-                "--split-column and --group-column name columns of a table; give it by --labels."
-            )
 
 
 def extract(
@@ -82,7 +60,8 @@ def extract(
         labels: where labels come from; None: there are none.
         splits: how clips are dealt out to train, valid and test where no label says it.
         videos_per_shard: clips a file of records has at most.
-        workers: processes that decode; 0 decodes in this one; None: half of the processors.
+        workers: processes that decode; 0 decodes in this one; None: half of the processors, or all but one
+            where the backbone is on a GPU.
         threads: of the backbone; None: the processors that `workers` leaves, at least one.
 
     Returns:
@@ -96,11 +75,13 @@ def extract(
     labels, splits = labels or LabelOptions(), splits or SplitOptions()
     if videos_per_shard < 1:
         raise UsageError(f"--videos-per-shard: got {videos_per_shard}, wanted 1 or more.")
-    workers, threads = share_processors(workers, threads)
+    options = options or ExtractorOptions()
+    workers, threads = share_processors(workers, threads, on_cpu=options.device == "cpu")
     pyav()
     files = expand_videos(videos)
     found, drafts = find_clips(files, videos, labels, splits)
-    names = _names(drafts, labels.vocabulary)
+    names = _names(drafts, found, labels.vocabulary)
+    _tell_untrained(drafts)
     extractor = Extractor(options)
     provenance = provenance_of(extractor)
     plan = Plan(_clips(drafts, names, videos_per_shard), names, provenance)
@@ -120,15 +101,18 @@ def extract(
     return outcomes
 
 
-def share_processors(workers: int | None, threads: int | None) -> tuple[int, int]:
-    """How many processes decode, and how many threads the backbone has: half of the processors each.
+def share_processors(workers: int | None, threads: int | None, *, on_cpu: bool = True) -> tuple[int, int]:
+    """How many processes decode, and how many threads the backbone has.
+
+    Half of the processors each; where the backbone is on a GPU, it gets one.
 
     Raises:
         UsageError: less than 0 and 1.
     """
     processors = num_processors()
     if workers is None:
-        workers = max(1, processors // 2 if threads is None else processors - threads)
+        taken = threads or (-(-processors // 2) if on_cpu else 1)
+        workers = max(1, processors - taken)
     if threads is None:
         threads = max(1, processors - workers)
     if workers < 0 or threads < 1:
@@ -171,31 +155,25 @@ def find_clips(
     drafts, how = with_splits(with_ids(found.drafts), splits, labelled=labelled)
     counts = Counter(draft.split for draft in drafts)
     shown_counts = ", ".join(f"{split} {counts[split]:,}" for split in SPLITS if counts[split])
-    say(f"{len(drafts):,} clips of {len(files):,} files: {shown_counts} ({how}).")
-    _tell(
-        [f"{row.where}: {shown(row.video)}" for row in found.missing],
-        "rows whose video is not there",
-        "they are left out",
-    )
-    _tell(
-        [shown(file.path) for file in found.without_labels],
-        "videos without labels",
-        "they are left out",
-    )
+    say(f"{_count(drafts, 'clip')} of {_count(files, 'file')}: {shown_counts} ({how}).")
+    missing = [f"{row.where}: {shown(row.video)}" for row in found.missing]
+    without = [shown(file.path) for file in found.without_labels]
+    for items, what, why in (
+        (missing, "row", "whose video is not there"),
+        (without, "video", "without labels"),
+    ):
+        if items:
+            say(f"{_count(items, what)} {why}, left out. First: {'; '.join(items[:3])}")
     if found.num_joined:
-        say(f"{found.num_joined:,} clips have several rows; their labels are joined.")
+        say(f"{_count(found.num_joined, 'clip')} with several rows, whose labels are joined.")
     return found, drafts
 
 
-def _tell(items: Sequence[str], what: str, then: str) -> None:
-    if items:
-        say(f"{len(items):,} {what}; {then}. First: {'; '.join(items[:3])}")
-
-
-def _names(drafts: Sequence[Draft], vocabulary: Path | None) -> tuple[str, ...]:
-    """The class names, in order."""
+def _names(drafts: Sequence[Draft], found: Found, vocabulary: Path | None) -> tuple[str, ...]:
+    """The class names, in order; also those of which no video is there, so that indices do not hang on it."""
     if vocabulary is None:
-        return tuple(sorted({label for draft in drafts for label in draft.labels}))
+        lists = [*(draft.labels for draft in drafts), *(row.labels for row in found.missing)]
+        return tuple(sorted({label for labels in lists for label in labels}))
     names = Vocabulary.load(vocabulary).names
     known = set(names)
     for draft in drafts:
@@ -206,6 +184,20 @@ def _names(drafts: Sequence[Draft], vocabulary: Path | None) -> tuple[str, ...]:
                 "--vocabulary."
             )
     return names
+
+
+def _tell_untrained(drafts: Sequence[Draft]) -> None:
+    """Labels that a model can be tested on, but not learn."""
+    trained = {label for draft in drafts if draft.split == "train" for label in draft.labels}
+    others = sorted({label for draft in drafts for label in draft.labels} - trained)
+    if trained and others:
+        say(f"{_count(others, 'label')} with no video in train: {', '.join(others[:5])}")
+
+
+def _count(items: Sequence[object] | int, what: str) -> str:
+    """With the plural that it wants: "1 row", "3 rows"."""
+    number = items if isinstance(items, int) else len(items)
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _clips(drafts: Sequence[Draft], names: tuple[str, ...], videos_per_shard: int) -> tuple[Clip, ...]:
@@ -321,12 +313,12 @@ def _report(store: Store, seconds: float) -> None:
     failed = [outcome for outcome in outcomes if outcome.failure is not None]
     new = len(outcomes) - len(store.before)
     shards = store.shards()
-    print(f"{store.folder}: {len(shards):,} files of records")
+    print(f"{store.folder}: {_count(len(shards), 'file')} of records")
     for split in SPLITS:
         of_split = [size for name, size in shards.items() if name.rpartition("-")[0] == split]
         if of_split:
             videos, size = (sum(column) for column in zip(*of_split, strict=True))
-            print(f"  {split:8s} {videos:,} videos, {size:,} bytes")
+            print(f"  {split:8s} {_count(videos, 'video')}, {size:,} bytes")
     if store.plan.names:
         print(f"  labels   {len(store.plan.names):,} in vocabulary.csv")
     before = f", {len(store.before):,} of them before" if store.before else ""
@@ -340,7 +332,7 @@ def _report(store: Store, seconds: float) -> None:
     print(f"  time     {seconds:.1f} s" + (f", {new / max(seconds, 1e-9):.2g} videos/s" if new else ""))
     noted = Counter(note for outcome in done for note in outcome.notes)
     for note, count in noted.most_common(_LISTED):
-        print(f"  note     {count:,} {'videos' if count > 1 else 'video'}: {note}")
+        print(f"  note     {_count(count, 'video')}: {note}")
     if failed:
         print(f"  failed   {len(failed):,}, listed in {FAILURES}; the same command tries them again")
         for outcome in failed[:_LISTED]:

@@ -7,11 +7,12 @@ that one clip; another takes its place.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -25,6 +26,7 @@ from nextvlad.video.decode import ReadOptions
 
 _WAITING_PARTS = 8  # of some 5 MB each
 _POLL_SECONDS = 0.2
+_THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,8 @@ class Decoders:
         self._end()
 
     def _start(self) -> None:
-        connection, process = start_process(_serve, self._options)
+        with _one_thread_each():
+            connection, process = start_process(_serve, self._options)
         self._processes[connection] = process
 
     def _end(self) -> None:
@@ -173,6 +176,21 @@ class Decoders:
             with suppress(queue.Full):
                 self._events.put(event, timeout=_POLL_SECONDS)
                 return
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """NumPy in a process that starts in this block uses one thread; there is a process for each."""
+    before = {name: os.environ.get(name) for name in _THREAD_SETTINGS}
+    os.environ.update(dict.fromkeys(_THREAD_SETTINGS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _serve(connection: Connection, options: ReadOptions) -> None:

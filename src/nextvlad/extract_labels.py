@@ -30,6 +30,28 @@ _SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing"
 )
 
 
+@dataclass(frozen=True)
+class LabelOptions:
+    """Where labels come from."""
+
+    tables: tuple[Path, ...] = ()
+    """CSV files: `path,label;label`, or Kinetics' lists."""
+    from_folders: bool = False
+    """The name of the folder that a video is in is its label."""
+    split_column: str | None = None
+    group_column: str | None = None
+    vocabulary: Path | None = None
+    """The class names, in order; None: those of the labels, by alphabet."""
+
+    def __post_init__(self) -> None:
+        if self.tables and self.from_folders:
+            raise UsageError("--labels and --labels-from-folders: labels come from the one or the other.")
+        if not self.tables and (self.split_column or self.group_column):
+            raise UsageError(
+                "--split-column and --group-column name columns of a table; give it by --labels."
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """What a table says of one clip.

@@ -63,7 +63,7 @@ def with_splits(drafts: Sequence[Draft], options: SplitOptions, *, labelled: boo
         found = [replace(draft, split=split) for draft, split in zip(drafts, by_folder, strict=True)]
         _check_groups(found)
         return found, "as the folders are called"
-    splits, moved = split_groups([draft.group or draft.video_id for draft in drafts], options.fractions)
+    splits, moved = split_groups([_source(draft) for draft in drafts], options.fractions)
     of_what = "group" if any(draft.group for draft in drafts) else "video"
     sentence = f"by the hash of each {of_what}'s name, {' '.join(f'{part:g}' for part in options.fractions)}"
     if moved:
@@ -101,6 +101,12 @@ def split_groups(groups: Sequence[str], fractions: Sequence[float]) -> tuple[lis
             chosen[nearest] = number
             moved.append(SPLITS[number])
     return [SPLITS[chosen[group]] for group in groups], moved
+
+
+def _source(draft: Draft) -> str:
+    """What is not to be parted: its group, its file where it is a part of one, or itself."""
+    is_part = draft.start_seconds is not None or draft.end_seconds is not None
+    return draft.group or (draft.file.name if is_part else draft.video_id)
 
 
 def _place(group: str) -> float:

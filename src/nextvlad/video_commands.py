@@ -39,7 +39,7 @@ def _extract(arguments: list[str]) -> int:
         batch_size: int = 32,
         workers: Count = None,
         threads: Count = None,
-        device: str = "cpu",
+        device: str = "auto",
     ) -> None:
         """Videos and their labels become frame features, in YouTube-8M's TFRecord files.
 
@@ -66,12 +66,13 @@ def _extract(arguments: list[str]) -> int:
             batch_size: Pictures that go through the backbone together.
             workers: Processes that decode, 0 for none beside this one; half of the processors if not given.
             threads: Of the backbone; the processors that are left if not given.
-            device: Of the backbone: cpu, cuda, cuda:1, ...
+            device: Of the backbone: auto (a GPU if there is one), cpu, cuda, cuda:1, ...
         """
         if not videos:
             raise UsageError("no VIDEOS given; wanted files, folders, quoted globs or .list files.")
-        from nextvlad.extract import LabelOptions
+        from nextvlad.distributed import pick_device
         from nextvlad.extract import extract as run
+        from nextvlad.extract_labels import LabelOptions
         from nextvlad.extract_splits import SplitOptions
         from nextvlad.video.extractor import ExtractorOptions
 
@@ -85,7 +86,7 @@ def _extract(arguments: list[str]) -> int:
                 audio_pca=audio_pca,
                 rate_hz=rate_hz,
                 batch_size=batch_size,
-                device=device,
+                device=str(pick_device(device)),
             ),
             labels=LabelOptions(labels, labels_from_folders, split_column, group_column, vocabulary),
             splits=SplitOptions(fractions, group_pattern),
