@@ -37,6 +37,7 @@ CONFIGS = [
     MixtureConfig(**NEXTVLAD, mixing_frames=300),
     MeanPoolConfig(streams=STREAMS, num_classes=7),
     MoEConfig(streams=STREAMS, num_classes=7),
+    MixtureConfig(**NEXTVLAD, pooled=True),
 ]
 
 

@@ -156,10 +156,57 @@ def test_distillation_of_far_logits_is_finite() -> None:
     assert mixed.grad.isfinite().all()
 
 
+def test_pooled_are_means_and_deviations() -> None:
+    model = random_mixture(replace(SMALL, pooled=True))
+    video, silent = random_video(5, 3, seed=1), random_video(4, 0, seed=2)
+    found = model.pooled(model.aggregate(batch_of([video, silent])))
+    assert model.pooled_norm is not None
+    assert found is not None
+    norm = {name: tensor.double().numpy() for name, tensor in model.pooled_norm.state_dict().items()}
+    for one, row in zip((video, silent), found.detach().numpy(), strict=True):
+        frames = []
+        for stream in ("rgb", "audio"):
+            part = model.preprocessing(stream)
+            x = one[stream] * part.scale.double().numpy() + part.offset.double().numpy()
+            frames.append(x if len(x) else np.zeros((1, x.shape[1])))
+        deviations = [np.sqrt(x.var(0) + (4 / 255) ** 2) for x in frames]
+        raw = np.concatenate([*(x.mean(0) for x in frames), *deviations])
+        scale = norm["weight"] / np.sqrt(norm["running_var"] + SMALL.batch_norm_epsilon)
+        expected = (raw - norm["running_mean"]) * scale + norm["bias"]
+        np.testing.assert_allclose(row, expected, rtol=0, atol=1e-5)
+
+
+def test_pooled_is_all_that_tells_still_from_moving_frames() -> None:
+    """What a member sees of a frame knows nothing of the other frames; the deviation does."""
+    model = random_mixture(replace(SMALL, pooled=True))
+    middle = np.full((2, 12), 120, np.uint8)
+    still = {"rgb": middle, "audio": np.zeros((0, 6), np.uint8)}
+    moving = {"rgb": middle + np.array([[-20], [20]]).astype(np.uint8), "audio": still["audio"]}
+    pooled = model.pooled(model.aggregate(batch_of([still, moving])))
+    assert pooled is not None
+    difference = (pooled[1] - pooled[0]).detach()
+    assert float(difference[:18].abs().max()) < 1e-4  # means
+    assert float(difference[18:30].abs().min()) > 0.05  # deviations of rgb
+    assert float(difference[30:].abs().max()) == 0.0  # of no sound
+
+
+def test_members_without_it_are_as_before() -> None:
+    plain, pooled = (Mixture(replace(SMALL, pooled=choice)).state_dict() for choice in (False, True))
+    assert set(pooled) - set(plain) == {
+        f"pooled_norm.{name}" for name in ("weight", "bias", "running_mean", "running_var")
+    }
+    wider = {name for name in plain if plain[name].shape != pooled[name].shape}
+    assert wider == {f"members.{m}.hidden.weight" for m in range(3)}
+    assert pooled["members.0.hidden.weight"].shape[1] - plain["members.0.hidden.weight"].shape[1] == 36
+
+
+@pytest.mark.parametrize("pooled", [False, True])
 @given(lengths=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=5))
 @settings(deadline=None, max_examples=20)
-def test_companions_change_nothing_and_gradients_are_finite(lengths: list[tuple[int, int]]) -> None:
-    model = random_mixture()
+def test_companions_change_nothing_and_gradients_are_finite(
+    pooled: bool, lengths: list[tuple[int, int]]
+) -> None:
+    model = random_mixture(replace(SMALL, pooled=pooled))
     videos = [random_video(rgb, audio, i) for i, (rgb, audio) in enumerate(lengths)]
     with torch.no_grad():
         alone = torch.cat([model(batch_of([video])) for video in videos])

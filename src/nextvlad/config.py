@@ -182,6 +182,9 @@ class MixtureConfig(_NeXtVLADSettings):
     mixing_frames: int | None = None
     """What weighs the members looks at the mean frame of the video: over its own frames (None), or
     padded with zeros to so many first, as the author's code does (300)."""
+    pooled: bool = False
+    """Beside its descriptor each member is given mean and standard deviation of the frames of each
+    stream, normalised over the batch. Not of the paper: for few videos, and cameras that stand still."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

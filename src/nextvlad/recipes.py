@@ -76,7 +76,7 @@ _STARTER_CODE = OptimConfig(
 
 _ANY_STREAMS = NeXtVLADConfig(clusters=32, groups=4, hidden_size=256, batch_norm_weight=0.1)
 
-_OWN = MixtureConfig(clusters=8, groups=4, expansion=1, hidden_size=128, batch_norm_weight=0.1)
+_OWN = MixtureConfig(clusters=8, groups=4, expansion=1, hidden_size=128, batch_norm_weight=0.1, pooled=True)
 
 RECIPES: dict[str, Recipe] = {
     "yt8m_paper": Recipe(
@@ -169,6 +169,7 @@ RECIPES: dict[str, Recipe] = {
             data=DataConfig(batch_size=32),
             optim=OptimConfig(lr=2e-3, schedule="cosine", warmup=0.05, weight_decay=0.05, mixup=1.0),
             epochs=12,
+            best_by="loss",
         ),
     ),
     "small_mean_pool": Recipe(

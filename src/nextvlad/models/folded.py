@@ -161,7 +161,8 @@ class FoldedNeXtVLAD(InferenceModel):
         expand = _Affine(_wide(model.gate.expand.weight))
         classify = _Affine(_wide(model.classifier.weight), _wide(model.classifier.bias))
         self._hidden: UnitLinear | _Affine
-        if precision != "fp16" and hidden.weight.device.type == "cpu" and has_integer_products():
+        in_units = model.num_pooled == 0  # descriptors are of length 1, what is pooled is not
+        if in_units and precision != "fp16" and hidden.weight.device.type == "cpu" and has_integer_products():
             self._hidden = UnitLinear(hidden.weight, hidden.bias, full=precision == "fp32")
         else:
             self._hidden = hidden.rounded(self.dtype)
@@ -179,12 +180,14 @@ class FoldedNeXtVLAD(InferenceModel):
             found[f"{name}.sums"], found[f"{name}.mass"] = branch.aggregate(batch.streams[name])
         return found
 
-    def conclude(self, sums: Sums) -> Tensor:
+    def conclude(self, sums: Sums, pooled: Tensor | None = None) -> Tensor:
         """Logits [B, C] float32."""
         descriptors = []
         for name, centers in self._centers.items():
             v = sums[f"{name}.sums"] - sums[f"{name}.mass"][..., None] * centers  # [B, K, S]
             descriptors.append(functional.normalize(v, dim=2, eps=1e-6).flatten(1))  # [B, K S]
+        if pooled is not None:
+            descriptors.append(pooled)
         reduce, expand, classify = self._layers
         h = self._hidden(torch.cat(descriptors, 1)).to(self.dtype)  # [B, H]
         h = h * torch.sigmoid(expand(torch.relu(reduce(h))))
@@ -213,14 +216,18 @@ class FoldedMixture(InferenceModel):
                 preprocess = self._mixture.preprocessing(name)
                 total = total * preprocess.scale + counts * preprocess.offset
             found |= {f"{name}.sum": total, f"{name}.count": counts}
+            if self._mixture.config.pooled:
+                squares = self._mixture.preprocessing(name)(frames.values).square()
+                found[f"{name}.squares"] = segment_sum(squares, frames.offsets)
         for number, member in enumerate(self.members):
             found |= {f"{number}.{name}": sums for name, sums in member.aggregate(batch).items()}
         return found
 
     def conclude(self, sums: Sums) -> Tensor:
         """Logits [B, C] float32."""
+        pooled = self._mixture.pooled(sums)
         answers = [
-            member.conclude({name: sums[f"{number}.{name}"] for name in member.sum_names})
+            member.conclude({name: sums[f"{number}.{name}"] for name in member.sum_names}, pooled)
             for number, member in enumerate(self.members)
         ]
         return mix(self._mixture.weigh(sums), torch.stack(answers, dim=1))
@@ -291,7 +298,10 @@ class _Affine:
 
 @torch.no_grad()
 def _hidden_layer(model: NeXtVLAD, branches: list[Branch]) -> _Affine:
-    """Descriptors [B, K S] of all streams, as sums are laid out, to the normalised hidden layer; float32."""
+    """Descriptors [B, K S] of all streams, as sums are laid out, to the normalised hidden layer; float32.
+
+    Behind them comes what is pooled, as it is.
+    """
     scales, shifts, columns, first = [], [], [], 0
     for branch in branches:
         scale, shift = _affine_of(branch.descriptor_norm)
@@ -301,6 +311,9 @@ def _hidden_layer(model: NeXtVLAD, branches: list[Branch]) -> _Affine:
         places = torch.arange(len(scale), device=scale.device).view(branch.group_size, branch.clusters)
         columns.append(first + places.T.flatten())
         first += len(scale)
+    scales.append(torch.ones(model.num_pooled, dtype=torch.float64, device=scales[0].device))
+    shifts.append(torch.zeros_like(scales[-1]))
+    columns.append(first + torch.arange(model.num_pooled, device=scales[0].device))
     kept = 1.0 - model.config.dropout if model.config.dropout_scaling == "evaluation" else 1.0
     scale, shift, column = kept * torch.cat(scales), kept * torch.cat(shifts), torch.cat(columns)
     norm_scale, norm_shift = _affine_of(model.hidden_norm)

@@ -45,8 +45,16 @@ class Mixture(VideoModel):
         self.mixing = nn.Linear(sum(sizes.values()), config.num_members)
         he_normal_(self.mixing.weight, self.mixing.in_features)
         nn.init.zeros_(self.mixing.bias)
+        num_pooled = 2 * sum(sizes.values()) if config.pooled else 0
+        self.pooled_norm = (
+            BatchNorm(num_pooled, epsilon=config.batch_norm_epsilon, weight_of_new=config.batch_norm_weight)
+            if config.pooled
+            else None
+        )
         member = config.member()
-        self.members = nn.ModuleList(NeXtVLAD(member, prepared=True) for _ in range(config.num_members))
+        self.members = nn.ModuleList(
+            NeXtVLAD(member, prepared=True, num_pooled=num_pooled) for _ in range(config.num_members)
+        )
 
     def preprocessing(self, stream: str) -> Preprocessing:
         """What is done to a stream's values before anything else; KeyError for an unknown stream."""
@@ -88,12 +96,17 @@ class Mixture(VideoModel):
         return self.answers_of(self.aggregate(batch, mixup))
 
     def aggregate(self, batch: FrameBatch, mixup: Mixup | None = None) -> Sums:
-        """Of each stream the sum of its frames [B, D] and their `count` [B, 1]; and the members' sums."""
+        """Of each stream the sum of its frames [B, D] and their `count` [B, 1]; and the members' sums.
+
+        With `pooled` also of each stream the sum of the squares of its frames [B, D].
+        """
         prepared = self._prepare(batch, mixup)
         found = {}
         for name, frames in prepared.streams.items():
             found[f"{name}.sum"] = segment_sum(frames.values, frames.offsets)
             found[f"{name}.count"] = frames.offsets.diff()[:, None]
+            if self.config.pooled:
+                found[f"{name}.squares"] = segment_sum(frames.values.square(), frames.offsets)
         for number, member in enumerate(self.members):
             of_member = cast(NeXtVLAD, member).aggregate(prepared)
             found |= {f"{number}.{name}": sums for name, sums in of_member.items()}
@@ -101,18 +114,35 @@ class Mixture(VideoModel):
 
     def answers_of(self, sums: Sums) -> tuple[Tensor, Tensor]:
         """The same from the sums."""
-        weights = self.weigh(sums)
+        weights, pooled = self.weigh(sums), self.pooled(sums)
         answers = []
         for number, member in enumerate(self.members):
             start = f"{number}."
             own = {name.removeprefix(start): part for name, part in sums.items() if name.startswith(start)}
-            answers.append(cast(NeXtVLAD, member).conclude(own))
+            answers.append(cast(NeXtVLAD, member).conclude(own, pooled))
         return weights, torch.stack(answers, dim=1)  # [B, M], [B, M, C]
 
     def weigh(self, sums: Sums) -> Tensor:
         """The members' weights [B, M] from the sums of the frames."""
         means = torch.cat([self._mean(name, sums) for name in self.preprocess], dim=1)
         return torch.softmax(self.mixing(self.mixing_norm(means)).float(), dim=1)
+
+    def pooled(self, sums: Sums) -> Tensor | None:
+        """Means of all streams, then their standard deviations, normalised, [B, 2 x sum of D]; or None.
+
+        To each variance comes the square of the quantiser's step, below which rounding is all there is. A
+        video without frames has a mean of 0.
+        """
+        if self.pooled_norm is None:
+            return None
+        means, deviations = [], []
+        for name in self.preprocess:
+            count = sums[f"{name}.count"].clamp(min=1)  # [B, 1]
+            means.append(sums[f"{name}.sum"] / count)
+            variance = sums[f"{name}.squares"] / count - means[-1].square()  # below 0 by rounding alone
+            deviations.append((variance.clamp(min=0) + QUANTISATION_STEP**2).sqrt())
+        normalised: Tensor = self.pooled_norm(torch.cat([*means, *deviations], dim=1))
+        return normalised
 
     def conclude(self, sums: Sums) -> Tensor:
         """Logits [B, C] float32."""

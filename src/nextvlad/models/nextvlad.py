@@ -119,20 +119,22 @@ class Branch(nn.Module):
 class NeXtVLAD(VideoModel):
     """The published single model; `config` holds the author's variant or Paddle's.
 
-    As a member of a mixture it gets its frames `prepared`: as floats, and mixed.
+    As a member of a mixture it gets its frames `prepared`: as floats, and mixed; and beside its descriptors
+    `num_pooled` values that the mixture knows of each video.
     """
 
     config: NeXtVLADConfig
 
-    def __init__(self, config: NeXtVLADConfig, *, prepared: bool = False) -> None:
+    def __init__(self, config: NeXtVLADConfig, *, prepared: bool = False, num_pooled: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.num_pooled = num_pooled
         self.branches = nn.ModuleDict(
             {stream.name: Branch(config, stream, prepared=prepared) for stream in config.streams}
         )
         size = sum(b.clusters * b.group_size for b in self.branches.values() if isinstance(b, Branch))
         self.dropout = Dropout(config.dropout, scale_in_training=config.dropout_scaling == "training")
-        self.hidden = LargeLinear(size, config.hidden_size, bias=False)
+        self.hidden = LargeLinear(size + num_pooled, config.hidden_size, bias=False)
         self.hidden_norm = _batch_norm(config, config.hidden_size)
         squeezed = config.hidden_size // config.gating_reduction
         self.gate = ContextGate(
@@ -169,9 +171,10 @@ class NeXtVLAD(VideoModel):
         ]
         return torch.cat(parts, dim=1)
 
-    def conclude(self, sums: Sums) -> Tensor:
-        """Logits [B, C] float32."""
-        return self.classify(self.describe(sums))
+    def conclude(self, sums: Sums, pooled: Tensor | None = None) -> Tensor:
+        """Logits [B, C] float32; `pooled` [B, num_pooled] for a member that wants it."""
+        descriptors = self.describe(sums)
+        return self.classify(descriptors if pooled is None else torch.cat([descriptors, pooled], dim=1))
 
     def classify(self, descriptors: Tensor) -> Tensor:
         """[B, V] -> logits [B, C] float32."""
