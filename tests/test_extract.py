@@ -20,12 +20,14 @@ pytest.importorskip("av")
 
 from makers import nextvlad
 from nextvlad.data.sources import read
+from nextvlad.data.tfrecord import read_records
 from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import DataError, UsageError
 from nextvlad.extract import extract, provenance_of, share_processors
 from nextvlad.extract_labels import LabelOptions
 from nextvlad.extract_splits import SplitOptions
 from nextvlad.extract_store import Outcome
+from nextvlad.journal import Journal
 from nextvlad.provenance import Provenance, of_record
 from nextvlad.video.extractor import Extractor, ExtractorOptions
 from nextvlad.video_commands import VIDEO_VERBS
@@ -328,3 +330,31 @@ def test_calls_that_cannot_be(arguments: list[str], reason: str, clips: Path, tm
     with pytest.raises(UsageError, match=reason):
         VIDEO_VERBS["extract"]([str(clips), "--out", str(tmp_path / "f"), *arguments])
     assert not (tmp_path / "f").exists()
+
+
+def test_protobuf_finds_what_youtube_8m_s_readers_ask_for(clips: Path, tmp_path: Path) -> None:
+    pytest.importorskip("google.protobuf", reason="needs the extra bench")
+    from test_benchmarks import load
+
+    run(clips / "dog", tmp_path / "f", labels=LabelOptions((one_folder(tmp_path),)))
+    parse = load("protobuf_reader").sequence_example_class().FromString
+    (shard,) = tmp_path.glob("f/train*")
+    records = {record.video_id: record for record in read(str(shard))}
+    for payload, _ in read_records(shard):
+        example = parse(payload.tobytes())
+        (video_id,) = example.context.feature["id"].bytes_list.value
+        record = records.pop(video_id.decode())
+        assert list(example.context.feature["labels"].int64_list.value) == [1]
+        frames = [feature.bytes_list.value for feature in example.feature_lists.feature_list["audio"].feature]
+        assert b"".join(value for (value,) in frames) == record.streams["audio"].tobytes()
+        assert {len(value) for (value,) in frames} == {128}
+    assert not records
+
+
+def test_one_process_at_a_time(clips: Path, tmp_path: Path) -> None:
+    with (
+        Journal(str(tmp_path / "f"), ".nextvlad-extract.jsonl", "extraction"),
+        pytest.raises(UsageError, match="another extraction is at work in this folder"),
+    ):
+        run(clips, tmp_path / "f")
+    run(clips, tmp_path / "f")
