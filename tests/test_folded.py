@@ -15,7 +15,8 @@ from torch import Tensor
 from nextvlad.config import MeanPoolConfig, MixtureConfig, MoEConfig, NeXtVLADConfig, StreamConfig
 from nextvlad.data.batch import FrameBatch, Frames
 from nextvlad.errors import UsageError
-from nextvlad.models import Model, build_model, byte_linear, folded, for_inference
+from nextvlad.models import Model, build_model, byte_linear, cpu, folded, for_inference
+from nextvlad.models.byte_linear import Products
 from nextvlad.models.folded import FoldedBranch, chunks
 
 STREAMS = (
@@ -70,13 +71,18 @@ def batch_of(lengths: list[tuple[int, int]], *, floats: bool = False, seed: int 
     return FrameBatch([f"v{number}" for number in range(len(lengths))], labels, streams)
 
 
-@pytest.fixture(params=[True, False], ids=["integers", "floats"])
+@pytest.fixture(
+    params=[Products(127, tiles=True), Products(64, tiles=False), None], ids=["tiles", "pairwise", "floats"]
+)
 def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Both ways of multiplying, where this machine has both."""
-    if request.param and not byte_linear.has_integer_products():
-        pytest.skip("this CPU has no AMX")
-    monkeypatch.setattr(byte_linear, "has_integer_products", lambda: request.param)
-    monkeypatch.setattr(folded, "has_integer_products", lambda: request.param)
+    """All ways of multiplying that this machine has, and half precision even where it is slow."""
+    wanted: Products | None = request.param
+    here = byte_linear.integer_products()
+    if wanted is not None and (here is None or here.largest < wanted.largest):
+        pytest.skip("this CPU has no such products of bytes")
+    for module in (byte_linear, folded, cpu):
+        monkeypatch.setattr(module, "integer_products", lambda: wanted)
+    monkeypatch.setattr(cpu, "multiplies", lambda half: True)
     return iter(())
 
 
@@ -100,8 +106,11 @@ def test_the_same_logits(config: Any, floats: bool, monkeypatch: pytest.MonkeyPa
     assert differ(for_inference(model, "bf16")(batch), wanted) < 0.1
 
 
+@pytest.mark.usefixtures("products")
+@pytest.mark.parametrize("half", [True, False], ids=["half", "float32"])
 @pytest.mark.parametrize("config", CONFIGS[:3], ids=name_of)
-def test_int8_is_close(config: Any) -> None:
+def test_int8_is_close(config: Any, half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "multiplies", lambda dtype: half)
     model = make(config)
     batch = batch_of([(12, 12), (30, 29)])
     with torch.no_grad():
@@ -133,6 +142,15 @@ def test_chunks_cover_all_frames_once(lengths: list[int], size: int, equal: bool
     assert all(0 < stop - start <= size for start, stop in found)
     if equal and 0 < lengths[0] <= size:  # whole videos
         assert all(start in offsets and stop in offsets for start, stop in found)
+
+
+def test_a_cpu_without_half_precision_computes_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "multiplies", lambda half: False)
+    model = make(CONFIGS[0])
+    batch = batch_of([(12, 12), (30, 29)])
+    fast = for_inference(model, "bf16")
+    assert fast.precision == "fp32"
+    assert torch.equal(fast(batch), for_inference(model)(batch))
 
 
 def test_what_changes_later_does_not_matter() -> None:

@@ -69,6 +69,8 @@ def open_checkpoint(
         expected = Expected(model.provenance, names, f"the model in {folder}")
         check_origins(data, expected)
     fast = for_inference(model, options.precision)
+    if fast.precision != options.precision and distributed.is_main():
+        say(f"Computing in {fast.precision}: this CPU has no instructions for {options.precision}.")
     size = options.batch_size
     if size == "auto":
         size = _find_batch_size(fast, data, 5 if segments else max_frames, options)

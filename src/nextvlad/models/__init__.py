@@ -44,7 +44,8 @@ def for_inference(model: Model, precision: Precision = "fp32") -> InferenceModel
 
     Args:
         model: on the device where it is to work; later changes of its weights do not reach the result.
-        precision: "fp32", "bf16", "fp16" or "int8".
+        precision: "fp32", "bf16", "fp16" or "int8". A CPU that would only be slower in it takes another, and
+            the result's `precision` says which.
 
     Raises:
         UsageError: the model is in training mode.

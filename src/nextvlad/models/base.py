@@ -17,16 +17,9 @@ from nextvlad.config import ModelConfig, Precision
 from nextvlad.data.batch import FrameBatch, Frames
 from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import UsageError
+from nextvlad.models.cpu import dtype_of, settle
 from nextvlad.models.inputs import Mixup, Preprocessing
 from nextvlad.provenance import Provenance
-
-DTYPES: dict[Precision, torch.dtype] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "int8": torch.bfloat16,
-}
-"""Of floating-point numbers in inference of each precision."""
 
 Sums = dict[str, Tensor]
 """What a model keeps of the frames it has seen, by name: tensors of B rows that add up over frames."""
@@ -116,10 +109,14 @@ class InferenceModel(Aggregator):
 
     vocabulary: Vocabulary | None
     provenance: Provenance | None
+    precision: Precision
+    """What it computes in, which may not be what was asked for (`nextvlad.models.cpu.settle`)."""
 
-    def __init__(self, model: VideoModel) -> None:
+    def __init__(self, model: VideoModel, precision: Precision) -> None:
         self.config, self.vocabulary, self.provenance = model.config, model.vocabulary, model.provenance
         self._device = model.device
+        self.precision = settle(precision, model.device)
+        self.dtype = dtype_of(self.precision, model.device)
 
     @property
     def device(self) -> torch.device:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from nextvlad.config import MeanPoolConfig, MoEConfig, Precision, StreamConfig
 from nextvlad.data.batch import FrameBatch
-from nextvlad.models.base import DTYPES, InferenceModel, Sums, VideoModel
+from nextvlad.models.base import InferenceModel, Sums, VideoModel
 from nextvlad.models.inputs import Mixup, Preprocessing
 from nextvlad.models.layers import segment_sum
 
@@ -75,8 +75,8 @@ class AsItIs(InferenceModel):
     """One of these models in inference: they are matrix products after a mean, with nothing to fold."""
 
     def __init__(self, model: VideoModel, precision: Precision) -> None:
-        super().__init__(model)
-        self._model, self._dtype = model, DTYPES[precision]
+        super().__init__(model, "bf16" if precision == "int8" else precision)
+        self._model = model
 
     @torch.no_grad()
     def aggregate(self, batch: FrameBatch) -> Sums:
@@ -86,7 +86,7 @@ class AsItIs(InferenceModel):
     @torch.no_grad()
     def conclude(self, sums: Sums) -> Tensor:
         """Logits [B, C] float32."""
-        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self._model.conclude(sums)
 
 

@@ -6,6 +6,10 @@ slice is multiplied by the bytes without rounding, and the three results are add
 are closer to the true product than a float32 multiplication is, at four times its speed; one slice is int8
 inference. Inputs that are not bytes already are cut into slices too.
 
+Other CPUs have products of bytes too, at about twice the speed of float32: enough for one slice, not for
+three. The oldest of them (AVX2 alone) add two neighbouring products in 16 bits, which 255 x 127 x 2 does not
+fit; there the integers are of at most 64, and int8 inference has seven bits.
+
 Elsewhere the bytes become floats, less 128, which bfloat16 still holds exactly.
 """
 
@@ -13,13 +17,14 @@ from __future__ import annotations
 
 import functools
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 _MIDDLE = 128  # taken from every byte, so that large numbers do not cancel in the sums
 _LARGEST = 127  # of a slice
+_LARGEST_PAIRWISE = 64  # where two products with bytes, of one sign, have to fit 16 bits
 _ROWS_AT_A_TIME = 16  # cut into slices in the cache
 _INPUTS_AT_A_TIME = 4
 _NUM_ROWS = 1024  # a hint for the layout of the prepared weights; any number of rows works
@@ -35,16 +40,19 @@ class ByteLinear:
         num_slices: of eight bits each, for the integer products; 0: none.
 
     Attributes:
-        num_slices: as asked, or 0 where this machine has no fast integer products.
+        num_slices: as asked, or 0 where this machine has no integer products that pay.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, *, dtype: torch.dtype, num_slices: int) -> None:
         self.dtype = dtype
-        self.num_slices = num_slices if weight.device.type == "cpu" and has_integer_products() else 0
-        if self.num_slices:
+        products = integer_products() if weight.device.type == "cpu" else None
+        pays = products is not None and (products.tiles or num_slices == 1)
+        self.num_slices = num_slices if pays else 0
+        if products is not None and self.num_slices:
             self._bias = bias.float()
             self._zeros = torch.zeros(len(weight), dtype=torch.long)
-            self._slices = [(_prepare(q), scale) for q, scale in cut(weight, self.num_slices)]
+            slices = cut(weight, self.num_slices, products.largest)
+            self._slices = [(_prepare(q), scale) for q, scale in slices]
         else:
             self._weight, self._bias = weight.to(dtype), bias.to(dtype)
 
@@ -81,12 +89,13 @@ class UnitLinear:
         bias: [F], likewise.
         full: keep full precision, by the six products of three slices each that matter; else the two of one
             slice of weights.
+        largest: of the integers that weights become, as `integer_products` says.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, *, full: bool) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, *, full: bool, largest: int = _LARGEST) -> None:
         self._bias = bias.float()
         self._zeros = torch.zeros(len(weight), dtype=torch.long)
-        self._slices = [(_prepare(q), scale) for q, scale in cut(weight, 3 if full else 1)]
+        self._slices = [(_prepare(q), scale) for q, scale in cut(weight, 3 if full else 1, largest)]
         # (slice of x, slice of W), the smallest contributions first
         self._pairs = [(2, 0), (1, 1), (0, 2), (1, 0), (0, 1), (0, 0)] if full else [(1, 0), (0, 0)]
 
@@ -105,11 +114,11 @@ class UnitLinear:
         return result
 
 
-def cut(weight: Tensor, num_slices: int) -> list[tuple[Tensor, Tensor]]:
+def cut(weight: Tensor, num_slices: int, largest: int = _LARGEST) -> list[tuple[Tensor, Tensor]]:
     """Slices of a weight matrix: [F, D] -> (integers [F, D] int8, scale of each row [F] float32), ...
 
-    Their sum differs from the weights by at most max |row| / (127 x 254^(num_slices - 1)) / 2, beside the
-    rounding of the weights' own type.
+    Integers are of at most `largest` = L. Their sum differs from the weights by at most
+    max |row| / (L (2 L)^(num_slices - 1)) / 2, beside the rounding of the weights' own type.
     """
     shape = weight.shape
     slices = [
@@ -119,13 +128,13 @@ def cut(weight: Tensor, num_slices: int) -> list[tuple[Tensor, Tensor]]:
     for first in range(0, len(weight), _ROWS_AT_A_TIME):
         rows = slice(first, first + _ROWS_AT_A_TIME)
         rest = weight[rows].clone()
-        largest = rest.abs().amax(1, keepdim=True)
+        most = rest.abs().amax(1, keepdim=True)
         for integers, scales in slices:
-            scale = (largest / _LARGEST).float().to(rest.dtype).clamp_(min=1e-30)
-            whole = torch.round(rest / scale).clamp_(-_LARGEST, _LARGEST)
+            scale = (most / largest).float().to(rest.dtype).clamp_(min=1e-30)
+            whole = torch.round(rest / scale).clamp_(-largest, largest)
             rest.addcmul_(whole, scale, value=-1.0)
             integers[rows], scales[rows] = whole, scale[:, 0]
-            largest = scale / 2  # what rounding leaves
+            most = scale / 2  # what rounding leaves
     return slices
 
 
@@ -142,19 +151,52 @@ def _cut_inputs(x: Tensor, num_slices: int) -> list[Tensor]:
     return parts
 
 
+class Products(NamedTuple):
+    """Products of bytes and integers on this CPU.
+
+    Attributes:
+        largest: of the integers, so that nothing is lost in the sums: 127 or 64.
+        tiles: so much faster than float32 that three of them pay in place of one of those.
+    """
+
+    largest: int
+    tiles: bool
+
+
 @functools.cache
-def has_integer_products() -> bool:
-    """Whether this CPU multiplies bytes in tiles, and this torch can be asked to.
+def integer_products() -> Products | None:
+    """Which this CPU has, and this torch can be asked for; None: none that pay.
 
     The operator is one that torch's own compiler calls, not part of the documented interface; so it is
-    tried, and its result compared.
+    tried, and its results compared, those that sum up to the most among them.
     """
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    if sys.platform != "linux" or supported is None or not supported():
-        return False
+    if sys.platform != "linux" or not _cpu_says("_is_avx2_supported"):
+        return None
+    if _cpu_says("_is_amx_tile_supported") and _is_exact(_LARGEST):
+        return Products(_LARGEST, tiles=True)
+    # Never 127 on a promise alone: without VNNI large sums come out wrong, and small ones right.
+    largest = next((size for size in (_LARGEST, _LARGEST_PAIRWISE) if _is_exact(size)), None)
+    return None if largest is None else Products(largest, tiles=False)
+
+
+def has_integer_products() -> bool:
+    """Whether full precision is made of integer products here."""
+    products = integer_products()
+    return products is not None and products.tiles
+
+
+def _cpu_says(question: str) -> bool:
+    """A question to torch about this CPU; no where torch does not know it."""
+    ask = getattr(torch.cpu, question, None)
+    return bool(ask and ask())
+
+
+def _is_exact(largest: int) -> bool:
+    """Whether products with integers of at most this size are right to the last bit."""
     numbers = torch.Generator().manual_seed(0)
     values = torch.randint(0, 256, (5, 64), dtype=torch.uint8, generator=numbers)
-    weight = torch.randint(-127, 128, (48, 64), dtype=torch.int8, generator=numbers)
+    weight = torch.randint(-largest, largest + 1, (48, 64), dtype=torch.int8, generator=numbers)
+    values[0], weight[0], weight[1] = 255, largest, -largest  # the largest sums there are
     scale, zeros, bias = torch.ones(48), torch.zeros(48, dtype=torch.long), torch.arange(48.0)
     wanted = (values.float() - _MIDDLE) @ weight.float().T + bias
     try:

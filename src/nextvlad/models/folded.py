@@ -28,8 +28,8 @@ from torch.nn import functional
 from nextvlad.config import Precision
 from nextvlad.data.batch import FrameBatch, Frames
 from nextvlad.models import gpu_inference
-from nextvlad.models.base import DTYPES, InferenceModel, Sums
-from nextvlad.models.byte_linear import ByteLinear, UnitLinear, has_integer_products
+from nextvlad.models.base import InferenceModel, Sums
+from nextvlad.models.byte_linear import ByteLinear, UnitLinear, integer_products
 from nextvlad.models.inputs import Preprocessing
 from nextvlad.models.layers import BatchNorm, segment_sum
 from nextvlad.models.mixture import Mixture, mix
@@ -51,12 +51,15 @@ class FoldedBranch:
         branch: with the weights.
         preprocess: what is done to bytes before; floats are taken as they are.
         precision: of the products.
+        dtype: of what lies between them.
     """
 
-    def __init__(self, branch: Branch, preprocess: Preprocessing, precision: Precision) -> None:
+    def __init__(
+        self, branch: Branch, preprocess: Preprocessing, precision: Precision, dtype: torch.dtype
+    ) -> None:
         self.groups, self.clusters, self.size = branch.groups, branch.clusters, branch.group_size
         self.precision: Precision = precision
-        self.dtype = DTYPES[precision]
+        self.dtype = dtype
         expansion = _Affine(_wide(branch.expansion.weight), _wide(branch.expansion.bias))
         assignment = expansion.then(_Affine(_wide(branch.assignment.weight))).normalised(
             branch.assignment_norm
@@ -146,12 +149,15 @@ class FoldedNeXtVLAD(InferenceModel):
         precision: Precision = "fp32",
         preprocess: dict[str, Preprocessing] | None = None,
     ) -> None:
-        super().__init__(model)
-        self.dtype = DTYPES[precision]
+        super().__init__(model, precision)
+        precision = self.precision
         branches = {name: cast(Branch, branch) for name, branch in model.branches.items()}
         self.branches = {
             name: FoldedBranch(
-                branch, preprocess[name] if preprocess else model.preprocessing(name), precision
+                branch,
+                preprocess[name] if preprocess else model.preprocessing(name),
+                precision,
+                self.dtype,
             )
             for name, branch in branches.items()
         }
@@ -161,9 +167,12 @@ class FoldedNeXtVLAD(InferenceModel):
         expand = _Affine(_wide(model.gate.expand.weight))
         classify = _Affine(_wide(model.classifier.weight), _wide(model.classifier.bias))
         self._hidden: UnitLinear | _Affine
+        products = integer_products() if hidden.weight.device.type == "cpu" else None
         in_units = model.num_pooled == 0  # descriptors are of length 1, what is pooled is not
-        if in_units and precision != "fp16" and hidden.weight.device.type == "cpu" and has_integer_products():
-            self._hidden = UnitLinear(hidden.weight, hidden.bias, full=precision == "fp32")
+        pays = products is not None and (products.tiles or precision == "int8")
+        if products is not None and pays and in_units and precision != "fp16":
+            full = precision == "fp32"
+            self._hidden = UnitLinear(hidden.weight, hidden.bias, full=full, largest=products.largest)
         else:
             self._hidden = hidden.rounded(self.dtype)
         self._layers = [part.rounded(self.dtype) for part in (reduce, expand, classify)]
@@ -199,7 +208,7 @@ class FoldedMixture(InferenceModel):
 
     @torch.no_grad()
     def __init__(self, model: Mixture, precision: Precision = "fp32") -> None:
-        super().__init__(model)
+        super().__init__(model, precision)
         self._mixture = model
         preprocess = {stream.name: model.preprocessing(stream.name) for stream in model.config.streams}
         self.members = [
