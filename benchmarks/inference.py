@@ -19,7 +19,7 @@ from torch import Tensor
 from nextvlad.config import NeXtVLADConfig, Precision, StreamConfig
 from nextvlad.data.batch import FrameBatch
 from nextvlad.models import InferenceModel, for_inference
-from nextvlad.models.byte_linear import has_integer_products
+from nextvlad.models.byte_linear import integer_products
 from nextvlad.models.nextvlad import NeXtVLAD
 from nextvlad.recipes import RECIPES
 
@@ -104,12 +104,21 @@ def _compare(
         wanted={_EQUATIONS: _WANTED[precision]},
         facts={
             "threads": torch.get_num_threads(),
-            "integer products": has_integer_products(),
+            "computed in": fast[precision].precision,
+            "integer products": _products(),
             "largest difference of a logit": float(f"{(found - wanted).abs().max():.1e}"),
             "of a probability": float(f"{(found.sigmoid() - wanted.sigmoid()).abs().max():.1e}"),
             "top-20 overlap": round(overlap, 4),
         },
     )
+
+
+def _products() -> str:
+    """Of bytes, on this CPU."""
+    found = integer_products()
+    if found is None:
+        return "none"
+    return f"of integers to {found.largest}, {'in tiles' if found.tiles else 'no tiles'}"
 
 
 if __name__ == "__main__":
