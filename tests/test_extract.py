@@ -324,6 +324,9 @@ def test_processors_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--videos-per-shard", "0"], "wanted 1 or more"),
         (["--fractions", "1", "1", "1"], "--fractions"),
         (["--visual", "none", "--audio", "none"], "neither pictures nor sound"),
+        (["--visual", "none", "--rate-hz", "0"], "wanted more than 0"),
+        (["--visual", "none", "--rate-hz", "nan"], "wanted more than 0"),
+        (["--visual", "none", "--rate-hz", "100"], "rows of sound a second"),
     ],
 )
 def test_calls_that_cannot_be(arguments: list[str], reason: str, clips: Path, tmp_path: Path) -> None:

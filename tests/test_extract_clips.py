@@ -35,6 +35,13 @@ def names(*given: str) -> list[str]:
     return [file.name for file in expand_videos(given)]
 
 
+def test_a_link_that_leads_nowhere_stops_no_others(folder: Path) -> None:
+    (folder / "clips/dog/0.mp4").symlink_to("gone.mp4")
+    (folder / "clips/dog/00.mp4").symlink_to("00.mp4")
+    (folder / "clips/dog/3.mp4").symlink_to("1.mp4")  # the same file as dog/1.mp4
+    assert names("clips/dog") == ["0.mp4", "00.mp4", "1.mp4", "2.MKV"]
+
+
 def drafts(folder: Path, table: str, *given: str) -> list[Draft]:
     (folder / "labels.csv").write_text(table)
     rows, _ = read_table(folder / "labels.csv")

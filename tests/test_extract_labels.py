@@ -80,6 +80,9 @@ def test_kinetics(flavour: str, tmp_path: Path) -> None:
     ("text", "options", "reason"),
     [
         ("", {}, "no lines"),
+        ("path,labels\n", {}, "no rows below it"),
+        (f"path,labels,start\na.mp4,dog,{'9' * 400}\n", {}, "line 2: time inf seconds"),
+        ("path,labels,end\na.mp4,dog,99999999999999999999\n", {}, "line 2: time 1e\\+20 seconds"),
         ("a.mp4\n", {}, "1 column, wanted two"),
         ("a.mp4\tdog\n", {}, "parted by something else"),
         ("a.mp4,dog,train\n", {}, "3 columns.*More columns need a header"),

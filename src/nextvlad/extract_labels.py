@@ -25,6 +25,7 @@ _ID = ("video_id", "id")
 _START = ("start_seconds", "start", "time_start")
 _END = ("end_seconds", "end", "time_end")
 _YOUTUBE_ID = "youtube_id"
+_MOST_SECONDS = 1e7  # 115 days; far more does not fit what FFmpeg counts in
 _SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
     ("valid", "val", "validate", "validation", "dev", "eval"), "valid"
 )
@@ -104,6 +105,8 @@ def read_table(
     names = [cell.lower() for cell in header]
     if _YOUTUBE_ID in names or any(name in _PATH for name in names):
         columns = _Columns(path, header, split_column, group_column)
+        if len(lines) == 1:
+            raise UsageError(f"{path}: a header and no rows below it; wanted a row for each video.")
         return [columns.row(line, cells) for line, cells in lines[1:]], columns.unused()
     for option, name in (("--split-column", split_column), ("--group-column", group_column)):
         if name is not None:
@@ -266,7 +269,10 @@ def _seconds(where: str, cell: str) -> float | None:
         return int(clock[1] or 0) * 3600 + int(clock[2]) * 60 + float(clock[3])
     if not re.fullmatch(r"\d+(\.\d*)?", cell):
         raise UsageError(f"{where}: time {cell!r}, wanted seconds (12.5) or h:mm:ss.")
-    return float(cell)
+    seconds = float(cell)
+    if seconds > _MOST_SECONDS:
+        raise UsageError(f"{where}: time {seconds:g} seconds, which is more than {_MOST_SECONDS:g}; a typo?")
+    return seconds
 
 
 def _split(where: str, cell: str) -> str | None:

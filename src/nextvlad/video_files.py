@@ -40,14 +40,19 @@ def expand_videos(videos: Sequence[str]) -> list[VideoFile]:
         UsageError: a path that is not there, a folder or glob without videos, a bad .list file.
     """
     roots = [_root(os.path.expanduser(item)) for item in videos]
-    found: dict[tuple[int, int], VideoFile] = {}
+    found: dict[tuple[int, int] | str, VideoFile] = {}
     for path in expand(videos, folder=_videos_in):
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            raise UsageError(f"{path}: cannot be looked at ({error.strerror or error}).") from error
-        found.setdefault((status.st_dev, status.st_ino), VideoFile(path, _name(path, roots)))
+        found.setdefault(_identity(path), VideoFile(path, _name(path, roots)))
     return list(found.values())
+
+
+def _identity(path: str) -> tuple[int, int] | str:
+    """The same for all names of a file. A link that leads nowhere has its own: it fails when it is read."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return os.path.abspath(path)
+    return status.st_dev, status.st_ino
 
 
 def shown(name: str) -> str:

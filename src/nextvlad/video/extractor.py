@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from nextvlad.errors import DataError, UsageError
 from nextvlad.provenance import Provenance, StreamProvenance
+from nextvlad.video.audio import LogMel
 from nextvlad.video.backbone import (
     DEFAULT_AUDIO,
     DEFAULT_VISUAL,
@@ -129,6 +130,9 @@ class Extractor:
         if options.audio is not None:
             backbone = audio_backbone(options.audio, device=options.device)
             self._streams[AUDIO] = _Stream(backbone, options.audio_pca)
+        reading = self.read_options  # a rate that cannot be is told now, not at the first file
+        if reading.sound and reading.sound_window_seconds is None:
+            LogMel(reading.rate_hz)
 
     @property
     def sizes(self) -> dict[str, int]:
