@@ -7,6 +7,25 @@ const clock = (seconds) => {
 const sigmoid = (x) => 1 / (1 + Math.exp(-x));
 const signed = (x) => (x < 0 ? "\u2212" : "+") + Math.abs(x).toFixed(Math.abs(x) < 0.1 ? 3 : 2);
 
+// A list of the videos on top, where there are several.
+const sections = [...document.querySelectorAll("section")];
+if (sections.length > 3) {
+  const list = document.createElement("ol"), nav = document.createElement("nav");
+  sections.forEach((part, i) => {
+    part.id = `video-${i}`;
+    const item = document.createElement("li"), link = document.createElement("a"), words = document.createElement("span");
+    link.href = `#video-${i}`;
+    link.textContent = part.querySelector("h2").textContent;
+    words.textContent = [...part.querySelectorAll(".name")].slice(0, 2)
+      .map((name) => `${name.firstChild.textContent} ${name.lastChild.textContent}`).join(", ")
+      || (part.querySelector(".failed") ? "not tagged" : "");
+    item.append(link, words);
+    list.append(item);
+  });
+  nav.append(list);
+  document.querySelector("header").append(nav);
+}
+
 for (const rows of document.querySelectorAll(".rows")) {
   const data = JSON.parse(rows.querySelector("script").textContent);
   const cursor = rows.querySelector(".cursor"), peek = rows.querySelector(".peek");
