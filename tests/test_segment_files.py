@@ -168,7 +168,7 @@ SAME = [(0, ["a:0", "b:5"], 0), (4, [], 0), (12, ["a:10"], 1)]
         b"\xef\xbb\xbfclass,segments\r\n0,a:0 b:5\r\n4,\r\n12,a:10 a:10\r\n",
         b"\n\nClass Id,Segment Ids\n\n0, a:0  b:5 \n4,  \n12,a:10\ta:10\n\n",
         b'"Class","Segments"\n"0","a:0 b:5"\n4,""\n12,"a:10 a:10"\n',
-        gzip.compress(b"Class,Segments\n0,a:0 b:5\n4,\n12,a:10 a:10\n"),
+        gzip.compress(b"Class,Segments\n0,a:0 b:5\n4,\n12,a:10 a:10\n", mtime=0),
     ],
 )
 def test_ways_to_write_the_same(tmp_path: Path, text: bytes) -> None:
