@@ -28,6 +28,7 @@ from nextvlad.errors import (
     TrainingError,
     UsageError,
 )
+from nextvlad.models import cpu
 from nextvlad.run_log import log_row
 from nextvlad.train import train
 
@@ -112,6 +113,13 @@ def test_same_seed_same_bits_other_seed_other_bits(data: dict[str, str], tmp_pat
     assert not torch.equal(weights(tmp_path / "a")["hidden.weight"], weights(tmp_path / "c")["hidden.weight"])
 
 
+@pytest.fixture
+def half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half precision also on a CPU that converts for it."""
+    monkeypatch.setattr(cpu, "multiplies", lambda half: True)
+
+
+@pytest.mark.usefixtures("half_precision")
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision(data: dict[str, str], tmp_path: Path, precision: Any) -> None:
     result = train(config(data, precision=precision, epochs=8, optim=OptimConfig(lr=5e-3)), tmp_path / "run")
@@ -140,6 +148,25 @@ def test_a_signal_saves_and_resuming_ends_the_same(data: dict[str, str], tmp_pat
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_cpu_that_would_convert_trains_in_float32(
+    data: dict[str, str],
+    tmp_path: Path,
+    precision: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(cpu, "multiplies", lambda half: False)
+    train(config(data, steps=3, precision=precision), tmp_path / "half")
+    assert f"Computing in fp32: this CPU has no instructions for {precision}." in capsys.readouterr().err
+    train(config(data, steps=3), tmp_path / "full")
+    one, other = weights(tmp_path / "half"), weights(tmp_path / "full")
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    monkeypatch.setattr(cpu, "multiplies", lambda half: True)  # moved to a machine that has it
+    train(config(data, steps=6, precision=precision), tmp_path / "half", resume=True)
+
+
+@pytest.mark.usefixtures("half_precision")
 def test_resuming_with_loss_scaling_is_bit_identical(data: dict[str, str], tmp_path: Path) -> None:
     """Although the scaler skips the first steps, which Adam does not count."""
     whole = config(data, precision="fp16", epochs=3)

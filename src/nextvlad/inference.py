@@ -70,7 +70,7 @@ def open_checkpoint(
         check_origins(data, expected)
     fast = for_inference(model, options.precision)
     if fast.precision != options.precision and distributed.is_main():
-        say(f"Computing in {fast.precision}: this CPU has no instructions for {options.precision}.")
+        say(without_instructions(fast.precision, options.precision))
     size = options.batch_size
     if size == "auto":
         size = _find_batch_size(fast, data, 5 if segments else max_frames, options)
@@ -123,6 +123,11 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def without_instructions(taken: str, asked: str) -> str:
+    """What to say where a precision was asked for that would only be slower here."""
+    return f"Computing in {taken}: this CPU has no instructions for {asked}."
 
 
 def check_finite(logits: Tensor, video_ids: Sequence[str]) -> None:

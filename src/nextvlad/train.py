@@ -29,9 +29,10 @@ from nextvlad.data.segments import Segments
 from nextvlad.errors import CheckpointError, ConfigError, OutputError, RecordError, TrainingError
 from nextvlad.evaluate import check_scored, score
 from nextvlad.files import write_json
-from nextvlad.inference import autocast, tell_damage
+from nextvlad.inference import autocast, tell_damage, without_instructions
 from nextvlad.models import Model, build_model, count_parameters, for_inference
 from nextvlad.models.base import TrainingLoss
+from nextvlad.models.cpu import settle as settle_precision
 from nextvlad.models.inputs import Mixup
 from nextvlad.progress import ProgressBar, say
 from nextvlad.run_log import log_row, open_log, tensorboard
@@ -145,7 +146,8 @@ class Run:
         else:
             self._start_weights(init)
         self.optimizer = optim.make_optimizer(self.model, config.optim)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.precision = settle_precision(config.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.random = torch.Generator().manual_seed(config.seed * 1009 + 7 + distributed.rank())
         self.loss_of = distributed.data_parallel(TrainingLoss(self.model))
         self.batch_size = self._settle_batch_size(largest_batch)
@@ -347,7 +349,7 @@ class Run:
     def _pass(self, batch: FrameBatch, num_videos: int) -> Tensor:
         """Adds the gradients of this rank's batch, or a part; returns its share of the loss, float64."""
         mixup = self._draw_mixup(batch.num_videos)
-        with autocast(self.device, self.config.precision):
+        with autocast(self.device, self.precision):
             loss: Tensor = self.loss_of(batch, batch.labels.float(), mixup) / num_videos
         # DistributedDataParallel averages over ranks; ours is a sum over ranks.
         self.scaler.scale(loss * distributed.world_size()).backward()  # type: ignore[no-untyped-call]
@@ -409,7 +411,7 @@ class Run:
         ) as loader:
             small = (self.num_valid or 0) * config.model.num_classes <= _LARGEST_MAP
             result: dict[str, Any] = score(
-                for_inference(self.model, config.precision),
+                for_inference(self.model, self.precision),
                 loader,
                 with_map=small or self.best_by == "map",
                 segments=config.data.segments,
@@ -509,7 +511,8 @@ class Run:
             self.random.set_state(state.tensors[f"random.mixup.{index}"])
             if f"random.cuda.{index}" in state.tensors and self.device.type == "cuda":
                 torch.cuda.set_rng_state(state.tensors[f"random.cuda.{index}"], self.device)
-            self.scaler.load_state_dict(state.values["scaler"])
+            if scaler := state.values["scaler"]:  # empty from where there was none
+                self.scaler.load_state_dict(scaler)
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(
                 f"{self.start_from}: its training state does not fit this model ({error})."
@@ -537,6 +540,8 @@ class Run:
             f"{count_parameters(self.model):,} parameters; {self.num_examples:,} training {self.unit}; "
             f"{self.device}, {torch.get_num_threads()} threads, {distributed.world_size()} process(es)"
         )
+        if self.precision != self.config.precision:
+            say(without_instructions(self.precision, self.config.precision))
         rgb_raw = any(
             stream.name == "rgb" and stream.size == 1024 and self.model.preprocessing("rgb").is_plain
             for stream in self.config.model.streams

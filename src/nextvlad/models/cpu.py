@@ -23,7 +23,7 @@ _ELSEWHERE = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_m
 
 
 def settle(precision: Precision, device: torch.device) -> Precision:
-    """What inference in this precision is computed in: the same, or on a CPU that is slower in it another.
+    """What this precision is computed in: the same, or on a CPU that is slower in it another.
 
     Without instructions for bfloat16 or float16 a product in them takes about seven times as long as one in
     float32, which is the more exact too.
