@@ -37,7 +37,8 @@ from nextvlad.data.loader import FrameLoader, count_examples, peek_streams
 from nextvlad.data.sources import expand
 from nextvlad.models import build_model, for_inference
 from nextvlad.recipes import RECIPES
-from nextvlad.train import Run, flushed_denormals
+from nextvlad.train import Run
+from nextvlad.train_step import flushed_denormals
 
 _CPU = torch.device("cpu")
 _IN_MEMORY = 4  # batches that computing alone takes in turn

@@ -70,7 +70,7 @@ ORDER = [
     "evaluate",
     "evaluate_predictions",
     "start",
-    "run_log",
+    "run_log stopping train_step",
     "train predict import_checkpoint",
     "bench_report",
     "bench",

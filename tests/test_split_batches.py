@@ -327,7 +327,7 @@ def test_one_of_several_processes_out_of_memory_ends_them_all(data: dict[str, st
 LITTLE_MEMORY = """
 import resource, sys
 from pathlib import Path
-import nextvlad.train as training
+import nextvlad.train_step as training
 from nextvlad.cli import main
 remember = training.remember
 at_start = []

@@ -30,7 +30,8 @@ from nextvlad.files import write_json
 from nextvlad.models import build_model, count_parameters, for_inference
 from nextvlad.progress import ProgressBar, say
 from nextvlad.recipes import find_recipe
-from nextvlad.train import Run, flushed_denormals
+from nextvlad.train import Run
+from nextvlad.train_step import flushed_denormals
 
 _FOREVER = 1 << 30  # passes over the data
 _IN_MEMORY = 8  # batches that computing alone takes in turn

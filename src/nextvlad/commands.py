@@ -70,7 +70,8 @@ def _train(arguments: list[str]) -> int:
         default=TrainCall(config=recipe_config, out=nothing),
         description=RECIPES[name].summary if name in RECIPES else f"The settings of {name}.",
     )
-    from nextvlad.train import Interrupted, train
+    from nextvlad.stopping import Interrupted
+    from nextvlad.train import train
 
     largest_batch = recipe_config.data.batch_size
     try:

@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,14 +25,10 @@ from nextvlad.data.segments import Segments
 from nextvlad.errors import CheckpointError, ConfigError, OutputError, RecordError, TrainingError
 from nextvlad.evaluate import check_scored, score
 from nextvlad.files import write_json
-from nextvlad.inference import autocast, tell_damage, without_instructions
+from nextvlad.inference import tell_damage, without_instructions
 from nextvlad.models import Model, build_model, count_parameters, for_inference
-from nextvlad.models.base import TrainingLoss
-from nextvlad.models.cpu import settle as settle_precision
-from nextvlad.models.inputs import Mixup
 from nextvlad.progress import ProgressBar, say
 from nextvlad.run_log import log_row, open_log, tensorboard
-from nextvlad.split_batches import Halver, remember
 from nextvlad.start import (
     batch_size_of_the_run,
     check_same_run,
@@ -49,20 +41,10 @@ from nextvlad.start import (
     shortened,
     undo_whitening,
 )
+from nextvlad.stopping import Interrupted, Stop, stop_on_signals
+from nextvlad.train_step import Learner, flushed_denormals
 
 _LARGEST_MAP = 2**29  # scores kept for the untruncated mAP while training: 2 GiB
-_NO_HALVES = (
-    "With several processes one of them cannot split its batch: the others would wait for its statistics "
-    "of the whole. The last checkpoint is kept."
-)
-
-
-class Interrupted(Exception):
-    """Training stopped on a signal, after saving; `signum` says which."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
 
 
 def train(
@@ -94,7 +76,7 @@ def train(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = distributed.pick_device(config.device)
-    with flushed_denormals(), distributed.process_group(device), _signals() as stop:
+    with flushed_denormals(), distributed.process_group(device), stop_on_signals() as stop:
         place = place_to_resume(out, resume=resume, resume_from=resume_from)
         return Run(config, out, device, init=init, start_from=place, largest_batch=largest_batch).go(stop)
 
@@ -145,11 +127,7 @@ class Run:
             checkpoint.load_weights(self.model, self.start_from)
         else:
             self._start_weights(init)
-        self.optimizer = optim.make_optimizer(self.model, config.optim)
-        self.precision = settle_precision(config.precision, device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
-        self.random = torch.Generator().manual_seed(config.seed * 1009 + 7 + distributed.rank())
-        self.loss_of = distributed.data_parallel(TrainingLoss(self.model))
+        self.learner = Learner(self.model, config)
         self.batch_size = self._settle_batch_size(largest_batch)
         config = self.config
         self.step = int(state.values.get("step", 0))
@@ -185,11 +163,6 @@ class Run:
             self._restore(state)
         total = self.num_examples * config.epochs
         self.total_examples = min(total, config.steps * self.batch_size) if config.steps else total
-        self.halver = Halver(
-            "--data.batch-size",
-            consequence=" Batch norms took the statistics of each half, the gradient is that of both.",
-            refusal=_NO_HALVES if world > 1 else None,
-        )
         self.saved_at = time.monotonic()
         self.saved_step: int | None = None
 
@@ -199,9 +172,9 @@ class Run:
         if size == "auto":
             chosen = find_train_batch_size(
                 self.config,
-                lambda batch: self._pass(batch.to(self.device), batch.num_videos),
+                lambda batch: self.learner.add_gradients(batch.to(self.device), batch.num_videos),
                 self.model,
-                self.random,
+                self.learner.random,
                 largest,
             )
             size = chosen.batch_size
@@ -231,7 +204,7 @@ class Run:
         if eigenvalues is not None:
             undo_whitening(self.model, Path(eigenvalues))
 
-    def go(self, stop: _Stop) -> dict[str, Any]:
+    def go(self, stop: Stop) -> dict[str, Any]:
         """The loop."""
         if distributed.is_main():
             self._prepare_folder()
@@ -279,7 +252,7 @@ class Run:
                         "epoch": self.examples / per_epoch,
                         "loss": self.loss_sum / self.loss_count,
                         "lr": lr,
-                        "split_batches": self.halver.num_recent(),
+                        "split_batches": self.learner.halver.num_recent(),
                         "examples_per_second": since_videos / (time.monotonic() - since),
                     }
                     log_row(log, board, row)
@@ -300,11 +273,11 @@ class Run:
         damage = distributed.gather_objects([*self.loader.damage, *self.valid_damage])
         if damage is not None:
             tell_damage([error for of_rank in damage for error in of_rank])
-            self.halver.tell_total()
+            self.learner.halver.tell_total()
             self._say_farewell()
         return result
 
-    def _ask_all_ranks(self, stop: _Stop) -> tuple[bool, bool]:
+    def _ask_all_ranks(self, stop: Stop) -> tuple[bool, bool]:
         """Whether to stop, and whether it is time to save: the same answer on every rank.
 
         Saving takes all ranks, and their clocks differ, so the first rank's decides.
@@ -320,68 +293,16 @@ class Run:
 
     def take_step(self, batch: DeviceBatch, num_videos: int) -> tuple[float, float]:
         """One update from a batch, which on all ranks has `num_videos`; returns its loss and the rate."""
-        self.model.train()
         lr = optim.learning_rate(
             self.config.optim,
             examples_seen=self.examples,
             step_examples=self.batch_size,
             total_examples=self.total_examples,
         )
-        loss = self._backward(batch, num_videos)
-        self._update(lr, batch.host)
+        loss = self.learner.step(batch, num_videos, number=self.step + 1, lr=lr)
         self.step += 1
         self.examples += num_videos
         return loss, lr
-
-    def _backward(self, batch: DeviceBatch, num_videos: int) -> float:
-        """Gradients of the loss averaged over all ranks' `num_videos`; returns that loss."""
-        self.optimizer.zero_grad(set_to_none=True)
-        undo = remember(self.model, self.device, self.random)
-        where = f"step {self.step + 1}: "
-        losses = self.halver.run(
-            lambda part: self._pass(part, num_videos), batch.here, undo=undo, where=where
-        )
-        value = float(distributed.sum_over_ranks(torch.stack(losses).sum()))
-        if not np.isfinite(value):
-            raise self._not_finite(f"the loss is {value}", batch.host)
-        return value
-
-    def _pass(self, batch: FrameBatch, num_videos: int) -> Tensor:
-        """Adds the gradients of this rank's batch, or a part; returns its share of the loss, float64."""
-        mixup = self._draw_mixup(batch.num_videos)
-        with autocast(self.device, self.precision):
-            loss: Tensor = self.loss_of(batch, batch.labels.float(), mixup) / num_videos
-        # DistributedDataParallel averages over ranks; ours is a sum over ranks.
-        self.scaler.scale(loss * distributed.world_size()).backward()  # type: ignore[no-untyped-call]
-        return loss.detach().double()
-
-    def _not_finite(self, what: str, batch: FrameBatch) -> TrainingError:
-        videos = ", ".join(batch.video_ids[:20]) + (" ..." if batch.num_videos > 20 else "")
-        return TrainingError(
-            f"step {self.step + 1}: {what}. Videos of the batch: {videos}. Nothing was updated; the last "
-            "checkpoint is kept. Check these videos, lower optim.lr, or use --precision fp32."
-        )
-
-    def _update(self, lr: float, batch: FrameBatch) -> None:
-        optim.prepare_step(self.optimizer, self.config.optim, step=self.step + 1, lr=lr)
-        self.scaler.unscale_(self.optimizer)
-        optim.add_l2_gradient(self.model.class_layers().values(), self.config.optim.l2)
-        norm = optim.clip_gradients(self.model.parameters(), self.config.optim)
-        # With loss scaling the scaler skips such a step, lowers its scale and goes on.
-        if not self.scaler.is_enabled() and not bool(torch.isfinite(norm)):
-            raise self._not_finite(f"the norm of the gradient is {float(norm)}", batch)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-
-    def _draw_mixup(self, num_videos: int) -> Mixup | None:
-        alpha = self.config.optim.mixup
-        if alpha == 0 or num_videos < 2:
-            return None
-        seed = int(torch.randint(2**62, (), generator=self.random))
-        numbers = np.random.default_rng(seed)
-        weight = numbers.beta(alpha, alpha, size=(num_videos, 1)).astype(np.float32)
-        partner = torch.from_numpy(numbers.permutation(num_videos))
-        return Mixup(partner.to(self.device), torch.from_numpy(weight).to(self.device))
 
     def _evaluation_due(self, num_videos: int) -> bool:
         """After a step of `num_videos`: every `eval_every` steps, or where an epoch ended in it."""
@@ -411,7 +332,7 @@ class Run:
         ) as loader:
             small = (self.num_valid or 0) * config.model.num_classes <= _LARGEST_MAP
             result: dict[str, Any] = score(
-                for_inference(self.model, self.precision),
+                for_inference(self.model, self.learner.precision),
                 loader,
                 with_map=small or self.best_by == "map",
                 segments=config.data.segments,
@@ -460,14 +381,14 @@ class Run:
             (
                 self.batches.position(),
                 torch.get_rng_state(),
-                self.random.get_state(),
+                self.learner.random.get_state(),
                 _cuda_random_state(self.device),
             )
         )
         self.saved_at = time.monotonic()
         if states is None:
             return
-        tensors = optim.optimizer_tensors(self.optimizer, self.model)
+        tensors = optim.optimizer_tensors(self.learner.optimizer, self.model)
         for index, (_, cpu, mixup, cuda) in enumerate(states):
             tensors |= {f"random.cpu.{index}": cpu, f"random.mixup.{index}": mixup}
             if cuda is not None:
@@ -480,7 +401,7 @@ class Run:
                 "best": self.best,
                 "loss_since_log": (self.loss_sum, self.loss_count),
                 "num_train_examples": self.num_examples,
-                "scaler": self.scaler.state_dict(),
+                "scaler": self.learner.scaler.state_dict(),
                 "positions": [position for position, *_ in states],
             },
             tensors=tensors,
@@ -504,15 +425,15 @@ class Run:
         checkpoint.remove_unlinked(self.out)
 
     def _restore(self, state: checkpoint.TrainingState) -> None:
-        index = distributed.rank()
+        index, learner = distributed.rank(), self.learner
         try:
-            optim.load_optimizer_tensors(self.optimizer, self.model, state.tensors, step=self.step)
+            optim.load_optimizer_tensors(learner.optimizer, self.model, state.tensors, step=self.step)
             torch.set_rng_state(state.tensors[f"random.cpu.{index}"])
-            self.random.set_state(state.tensors[f"random.mixup.{index}"])
+            learner.random.set_state(state.tensors[f"random.mixup.{index}"])
             if f"random.cuda.{index}" in state.tensors and self.device.type == "cuda":
                 torch.cuda.set_rng_state(state.tensors[f"random.cuda.{index}"], self.device)
             if scaler := state.values["scaler"]:  # empty from where there was none
-                self.scaler.load_state_dict(scaler)
+                learner.scaler.load_state_dict(scaler)
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(
                 f"{self.start_from}: its training state does not fit this model ({error})."
@@ -540,8 +461,8 @@ class Run:
             f"{count_parameters(self.model):,} parameters; {self.num_examples:,} training {self.unit}; "
             f"{self.device}, {torch.get_num_threads()} threads, {distributed.world_size()} process(es)"
         )
-        if self.precision != self.config.precision:
-            say(without_instructions(self.precision, self.config.precision))
+        if self.learner.precision != self.config.precision:
+            say(without_instructions(self.learner.precision, self.config.precision))
         rgb_raw = any(
             stream.name == "rgb" and stream.size == 1024 and self.model.preprocessing("rgb").is_plain
             for stream in self.config.model.streams
@@ -557,41 +478,6 @@ class Run:
         say(f"Done: {self.step} steps, {self.examples:,} {self.unit}. Checkpoint: {self.out / name}")
         if self.best and self.best["value"] is not None:
             say(f"Best {self.best['metric']} {self.best['value']:.4f} at step {self.best['step']}.")
-
-
-@contextmanager
-def flushed_denormals() -> Iterator[None]:
-    """Denormal moments of Adam cost a fifth of a step. The mode is the whole thread's, NumPy's too."""
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
-
-
-class _Stop:
-    """The signal that asked to stop, 0 for none."""
-
-    signum = 0
-
-
-@contextmanager
-def _signals() -> Iterator[_Stop]:
-    """SIGINT and SIGTERM ask to stop after the step; a second one stops at once."""
-    stop = _Stop()
-
-    def ask(signum: int, frame: FrameType | None) -> None:
-        if stop.signum:
-            raise KeyboardInterrupt
-        stop.signum = signum
-        say(f"{signal.Signals(signum).name}: saving after this step; once more to stop at once.")
-
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _is_better(metric: str, value: float, best: float | None) -> bool:
