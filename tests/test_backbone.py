@@ -81,8 +81,8 @@ def test_onnx_that_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no output 'z'; the file has y"):
         visual_backbone(str(path))
     write_json(tmp_path / "a.json", {**VISUAL, "layout": "nhwc"})
-    with pytest.raises(DataError, match=r"failed on an input of shape \[5, 16, 16, 3\]"):
-        visual_backbone(str(path)).embed(PICTURES)
+    with pytest.raises(DataError, match=r"failed on an input of shape \[2, 16, 16, 3\]"):
+        visual_backbone(str(path))
 
 
 def test_torch_export(tmp_path: Path) -> None:
@@ -107,6 +107,14 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "def first(x): return x.reshape(len(x), -1)[:, :4]\n"
         "def wrong(x): return x[:1, 0, 0, :3]\n"
         "def nan(x): return np.full((len(x), 3), np.nan)\n"
+        "def large(x): return np.full((len(x), 3), 1e300)\n"
+        "def more(x): return np.zeros((len(x) + 1, 3))\n"
+        "def less(x): return np.zeros((len(x) - 2, 3))\n"
+        "def number(x): return 3.0\n"
+        "def nothing_at_all(x): return None\n"
+        "def turned(x): return np.full((len(x), 3), 1j)\n"
+        "def fails(x): raise RuntimeError('not\\ntoday')\n"
+        "def leaves(x): raise SystemExit(0)\n"
         "text = 'no function'\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -143,11 +151,28 @@ def test_sound_as_samples_and_as_vggish_wants_it(own_module: Path) -> None:
     assert own(own_module, "shape", shaped, audio_backbone).embed(rows)[0].tolist() == [1, 96, 64]
 
 
-def test_results_that_are_refused(own_module: Path) -> None:
-    with pytest.raises(DataError, match=r"gave an array of shape \[1, 3\] for 5 rows; wanted \[5, 3\]"):
-        own(own_module, "wrong", VISUAL).embed(PICTURES)
-    with pytest.raises(DataError, match="not finite"):
-        own(own_module, "nan", VISUAL).embed(PICTURES)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("wrong", r"gave an array of shape \[1, 3\] for 2 rows; wanted \[2, 3\]"),
+        ("more", r"gave an array of shape \[3, 3\] for 2 rows"),
+        ("number", r"gave an array of shape \[\] for 2 rows"),
+        ("nothing_at_all", r"gave an array of shape \[\] for 2 rows"),
+        ("nan", "not finite"),
+        ("large", "not finite"),
+        ("turned", "TypeError: complex numbers"),
+        ("fails", r"failed on an input of shape \[2, 3, 16, 16\] \(RuntimeError: not today\)"),
+        ("leaves", r"\(SystemExit: 0\)"),
+    ],
+)
+def test_results_that_are_refused(own_module: Path, name: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        own(own_module, name, VISUAL)
+
+
+def test_a_fixed_batch_that_is_not_kept(own_module: Path) -> None:
+    with pytest.raises(DataError, match=r"shape \[2, 3\] for 4 rows"):  # two rows, filled up to four
+        own(own_module, "less", {**VISUAL, "batch_size": 4})
 
 
 @pytest.mark.parametrize(
@@ -176,9 +201,14 @@ def test_json_that_is_refused(own_module: Path, change: dict[str, Any], message:
         ("own_networks:nothing", "cannot be imported"),
         ("own_networks:text", "not something to call"),
         ("own_networks:shape", r"there is no .*shape\.json"),
+        (".own_networks:shape", "cannot be imported"),
+        ("damaged:shape", r"cannot be imported \(SyntaxError"),
+        ("leaving:shape", r"cannot be imported \(SystemExit"),
     ],
 )
 def test_what_is_no_backbone(own_module: Path, spec: str, message: str) -> None:
+    (own_module / "damaged.py").write_text("def (:")
+    (own_module / "leaving.py").write_text("raise SystemExit(0)")
     with pytest.raises(UsageError, match=message):
         visual_backbone(spec)
 

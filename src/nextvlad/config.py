@@ -503,7 +503,7 @@ def _describe(item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unknown key {key}; remove it or check its spelling"
-    return f"{key}: {item['msg']} (got {item['input']!r})"
+    return f"{key}: {item['msg']} (got {item['input']!r})" if key else f"{item['msg']}"
 
 
 def _tuples(value: Any) -> Any:

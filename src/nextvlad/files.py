@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from contextlib import suppress
@@ -58,8 +59,8 @@ class NewFile:
 
     Args:
         path: of the file.
-        keep_partial: what was written stays in `path`.partial when the block ends with an exception; for
-            files of rows, each of which was work.
+        keep_partial: what was written stays in `path`.partial when the block ends with an exception, or when
+            the file cannot be finished; for files of rows, each of which was work.
 
     Raises:
         OutputError: the file cannot be written.
@@ -73,6 +74,8 @@ class NewFile:
 
     def __enter__(self) -> Self:
         try:
+            if os.path.isdir(self.path):  # renaming would fail, after all the work
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             self._file = open(self._aside, "wb")
         except OSError as error:
             raise self._failure(error) from error
@@ -99,7 +102,7 @@ class NewFile:
                 with suppress(OSError):
                     self._file.close()
                 self._file = None
-            if not (self._keep and kind is not None):
+            if not self._keep:
                 with suppress(OSError):
                     os.unlink(self._aside)
 
@@ -115,9 +118,11 @@ class NewFile:
             raise self._failure(error) from error
 
     def _failure(self, error: OSError) -> OutputError:
+        kept = self._keep and self._file is not None
+        left = f"what was written is in {self._aside}" if kept else "nothing of it was left there"
         return OutputError(
             f"{self.path}: cannot be written ({error.strerror or error}). "
-            "Free space or give another place; nothing of it was left there."
+            f"Free space or give another place; {left}."
         )
 
 

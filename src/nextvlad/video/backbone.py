@@ -60,11 +60,7 @@ class Backbone:
         if not len(rows):
             return np.zeros((0, self.size), dtype=np.float32)
         values = np.asarray(self.run(rows), dtype=np.float32)
-        if values.shape != (len(rows), self.size):
-            raise DataError(
-                f"{self.name}: gave an array of shape {list(values.shape)} for {len(rows)} rows; wanted "
-                f"[{len(rows)}, {self.size}]. Check `size` and `output` in its JSON file."
-            )
+        check_shape(self.name, values, (len(rows), self.size))
         if not np.isfinite(values).all():
             raise DataError(f"{self.name}: gave values that are not finite.")
         return values
@@ -77,6 +73,15 @@ class Backbone:
             "preprocessing": self.preprocessing,
             "size": self.size,
         }
+
+
+def check_shape(name: str, values: NDArray[Any], wanted: tuple[int, int]) -> None:
+    """Raises DataError unless the network of this name gave `wanted`: [n, D]."""
+    if values.shape != wanted:
+        raise DataError(
+            f"{name}: gave an array of shape {list(values.shape)} for {wanted[0]} rows; wanted "
+            f"{list(wanted)}. Check `size` and `output` in its JSON file."
+        )
 
 
 def visual_backbone(spec: str = DEFAULT_VISUAL, *, device: str = "cpu") -> Backbone:

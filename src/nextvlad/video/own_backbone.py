@@ -7,6 +7,7 @@ those that you trust.
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 import warnings
 from collections.abc import Callable
@@ -21,9 +22,10 @@ from pydantic import ConfigDict
 from nextvlad.config import read_json, validate
 from nextvlad.errors import ConfigError, DataError, UsageError
 from nextvlad.video.audio import log_mel
-from nextvlad.video.backbone import Backbone, Run, file_sha256
+from nextvlad.video.backbone import Backbone, Run, check_shape, file_sha256
 from nextvlad.video.picture import Fit
 from nextvlad.video.quantise import Quantiser
+from nextvlad.video.sound import SAMPLE_RATE_HZ
 
 _SUFFIXES = {".onnx": "ONNX", ".pt2": "torch.export"}
 _Network = Callable[[NDArray[Any]], Any]
@@ -90,7 +92,7 @@ class BackboneFile:
 
 
 def own_backbone(spec: str, stream: Literal["rgb", "audio"], device: str = "cpu") -> Backbone:
-    """The backbone that `spec` names, with what its JSON file says.
+    """The backbone that `spec` names, with what its JSON file says; tried once, on two rows of noise.
 
     Args:
         spec: path of an .onnx or .pt2 file, or `package.module:callable`.
@@ -100,7 +102,7 @@ def own_backbone(spec: str, stream: Literal["rgb", "audio"], device: str = "cpu"
     Raises:
         UsageError: it, its JSON file, or a package it needs is not there.
         ConfigError: the JSON file is wrong.
-        DataError: the file is damaged.
+        DataError: the file is damaged, or the network fails, or gives something else than the JSON file says.
     """
     path = Path(spec)
     if path.suffix.lower() in _SUFFIXES:
@@ -118,7 +120,7 @@ def own_backbone(spec: str, stream: Literal["rgb", "audio"], device: str = "cpu"
             f"{spec}: not a backbone; wanted an .onnx or .pt2 file, package.module:callable, or the name of "
             "the default."
         )
-    return Backbone(
+    backbone = Backbone(
         name=settings.name,
         size=settings.size,
         weights_sha256=sha,
@@ -129,6 +131,17 @@ def own_backbone(spec: str, stream: Literal["rgb", "audio"], device: str = "cpu"
         fit=settings.fit if stream == "rgb" else None,
         sound_window_seconds=settings.window_seconds if stream == "audio" else None,
     )
+    # What does not fit is told before hours of decoding, and once, not for every video.
+    backbone.embed(_noise(settings))
+    return backbone
+
+
+def _noise(settings: BackboneFile) -> NDArray[Any]:
+    """Two rows as the network will get them."""
+    random = np.random.default_rng(0)
+    if settings.stream == "rgb":
+        return random.integers(0, 256, (2, settings.image_size, settings.image_size, 3), np.uint8)
+    return random.normal(0, 0.1, (2, round(settings.window_seconds * SAMPLE_RATE_HZ))).astype(np.float32)
 
 
 def _settings(side: Path, spec: str, stream: str) -> BackboneFile:
@@ -164,18 +177,32 @@ def _running(network: _Network, settings: BackboneFile) -> Run:
             if short:  # a fixed batch is filled up with its last row
                 part = np.concatenate([part, np.repeat(part[-1:], short, axis=0)])
             try:
-                values = np.asarray(network(prepare(part, settings)), dtype=np.float32)
-            except Exception as error:
+                values = _floats(network(prepare(part, settings)))
+            except (Exception, SystemExit) as error:
                 raise DataError(
                     f"{settings.name}: failed on an input of shape {list(prepare(part, settings).shape)} "
-                    f"({type(error).__name__}: {str(error)[:300]}). Check its JSON file."
+                    f"({type(error).__name__}: {_short(error)}). Check its JSON file."
                 ) from error
             if values.ndim > 2 and values.size == len(part) * settings.size:
                 values = values.reshape(len(part), settings.size)  # [n, D, 1, 1]
+            check_shape(settings.name, values, (len(part), settings.size))
             parts.append(values[: step - short])
         return np.concatenate(parts)
 
     return run
+
+
+def _floats(values: Any) -> NDArray[np.float32]:
+    """As float32; what is too large for it becomes infinite, and is refused as such."""
+    if np.iscomplexobj(values):
+        raise TypeError("complex numbers")
+    with np.errstate(over="ignore"):
+        return np.asarray(values, dtype=np.float32)
+
+
+def _short(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split())[:300]
 
 
 def _prepared_pictures(rows: NDArray[Any], settings: BackboneFile) -> NDArray[Any]:
@@ -217,7 +244,7 @@ def _onnx(path: Path, settings: BackboneFile) -> _Network:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:
-        raise DataError(f"{path}: onnxruntime cannot load it ({str(error)[:300]}).") from error
+        raise DataError(f"{path}: onnxruntime cannot load it ({_short(error)}).") from error
     names = [output.name for output in session.get_outputs()]
     wanted = settings.output if settings.output is not None else names[0]
     if wanted not in names:
@@ -233,12 +260,17 @@ def _onnx(path: Path, settings: BackboneFile) -> _Network:
 def _exported(path: Path, settings: BackboneFile, device: str) -> _Network:
     import torch
 
+    logger = logging.getLogger("torch.export")
+    level = logger.level
     try:
+        logger.setLevel(logging.CRITICAL)  # it logs a traceback where it then raises
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module = torch.export.load(path).module().to(device)
     except Exception as error:
-        raise DataError(f"{path}: torch.export cannot load it ({str(error)[:300]}).") from error
+        raise DataError(f"{path}: torch.export cannot load it ({_short(error)}).") from error
+    finally:
+        logger.setLevel(level)
 
     def run(x: NDArray[Any]) -> Any:
         with torch.inference_mode():
@@ -253,9 +285,10 @@ def _imported(spec: str) -> tuple[Callable[..., Any], Path, Path]:
     try:
         module = importlib.import_module(module_name)
         function = getattr(module, attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (Exception, SystemExit) as error:  # of whatever the module does
+        kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
         raise UsageError(
-            f"{spec}: cannot be imported ({error}); wanted package.module:callable, installed "
+            f"{spec}: cannot be imported ({kind}{_short(error)}); wanted package.module:callable, installed "
             "or in PYTHONPATH."
         ) from error
     if not callable(function) or not getattr(module, "__file__", None):
