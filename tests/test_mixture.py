@@ -190,6 +190,17 @@ def test_pooled_is_all_that_tells_still_from_moving_frames() -> None:
     assert float(difference[30:].abs().max()) == 0.0  # of no sound
 
 
+def test_streams_have_equal_shares_of_what_is_pooled_at_first() -> None:
+    norm = Mixture(replace(SMALL, pooled=True)).pooled_norm
+    assert norm is not None
+    power = norm.weight.detach().square()  # rgb 12 and audio 6: means, then deviations
+    assert power.sum() == pytest.approx(36.0, rel=1e-6)
+    assert (power[:12].sum() + power[18:30].sum()) == pytest.approx(18.0, rel=1e-6)
+    alone = Mixture(replace(SMALL, pooled=True, streams=SMALL.streams[:1])).pooled_norm
+    assert alone is not None
+    assert alone.weight.detach().tolist() == [1.0] * 24
+
+
 def test_members_without_it_are_as_before() -> None:
     plain, pooled = (Mixture(replace(SMALL, pooled=choice)).state_dict() for choice in (False, True))
     assert set(pooled) - set(plain) == {
