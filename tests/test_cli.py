@@ -113,7 +113,7 @@ def test_help_needs_no_torch_and_names_the_options() -> None:
         "predict --help": ["CHECKPOINT DATA...", "--out FILE", "--top-k INT", "--vocabulary FILE", ".parquet",
                            "--skip-damaged"],
         "check --help": ["DATA...", "--json FILE", "--vocabulary FILE", "--workers INT"],
-        "demo --help": ["--out PATH", "--open-plots"],
+        "demo --help": ["--out DIR", "--video", "--clips INT", "--open-plots"],
     }  # fmt: skip
     calls = [page.split() for page in wanted]
     done = subprocess.run(

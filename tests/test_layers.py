@@ -84,7 +84,7 @@ ORDER = [
     "tag_extractor tag_video",
     "tag_report",
     "tag",
-    "demo",
+    "demo video_demo",
     "command_options",
     "video_commands",
     "commands",

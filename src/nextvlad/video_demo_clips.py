@@ -133,20 +133,20 @@ def plan_clips(*, num_train: int, num_valid: int, num_test: int, seed: int = 0) 
         numbers = np.random.default_rng([seed, part])
         seen, heard = _deck(numbers, VISUAL), _deck(numbers, HEARD)
         for index in range(count):
-            seconds = round(float(numbers.uniform(8.0, 13.0)), 1)
+            seconds = round(float(numbers.uniform(6.5, 9.0)), 1)
             silent = index % 12 == 11
-            num_seen = int(numbers.choice([0, 1, 2], p=[0.1, 0.5, 0.4])) if not silent else 1
-            num_heard = int(numbers.choice([0, 1, 2], p=[0.15, 0.55, 0.3])) if not silent else 0
+            num_seen = int(numbers.choice([0, 1, 2], p=[0.1, 0.55, 0.35])) if not silent else 1
+            num_heard = int(numbers.choice([0, 1, 2], p=[0.1, 0.65, 0.25])) if not silent else 0
             if num_seen + num_heard == 0:
                 num_seen = 1
-            labels = [*_deal(seen, num_seen), *_deal(heard, num_heard)]
+            labels = _deal(seen, num_seen), _deal(heard, num_heard)
             format_ = formats[index % len(formats)]
             plans.append(
                 ClipPlan(
                     name=f"{split}_{index:04d}{format_.suffix}",
                     split=split,
                     seconds=seconds,
-                    events=tuple(_event(numbers, label, seconds) for label in labels),
+                    events=tuple(event for kind in labels for event in _events(numbers, kind, seconds)),
                     seed=int(numbers.integers(2**62)),
                     silent=silent,
                     format=format_,
@@ -172,10 +172,16 @@ def _deal(deck: Iterator[str], count: int) -> list[str]:
     return dealt
 
 
-def _event(numbers: np.random.Generator, label: str, clip_seconds: float) -> Event:
-    length = numbers.uniform(3.0, 6.0)
-    start = round(float(numbers.uniform(0.0, clip_seconds - length)), 1)
-    return Event(label, start, round(min(start + length, clip_seconds), 1), int(numbers.integers(2**62)))
+def _events(numbers: np.random.Generator, labels: Sequence[str], clip_seconds: float) -> Iterator[Event]:
+    """One label, or two: each there for a part of the time, the first of two early and the other late."""
+    for number, label in enumerate(labels):
+        length = numbers.uniform(2.5, 5.0 if len(labels) == 1 else 0.55 * clip_seconds)
+        place = numbers.random()  # 0: as early as it can be; 1: as late
+        if len(labels) == 2:
+            place = 0.3 * place if number == 0 else 1.0 - 0.3 * place
+        start = round(float(place * (clip_seconds - length)), 1)
+        end = round(min(start + length, clip_seconds), 1)
+        yield Event(label, start, end, int(numbers.integers(2**62)))
 
 
 def _can_encode(format_: Format) -> bool:
@@ -306,7 +312,7 @@ def render_sound(plan: ClipPlan, rate_hz: int) -> Samples:
             own = np.random.default_rng(event.seed)
             start, end = int(event.start_seconds * rate_hz), int(event.end_seconds * rate_hz)
             samples = fade(SOUNDS[event.label](own, end - start, rate_hz), rate_hz)
-            mixed[start:end] += np.float32(_loudness(own.uniform(-14.0, -5.0))) * samples
+            mixed[start:end] += np.float32(_loudness(own.uniform(-12.0, -5.0))) * samples
     return np.clip(mixed, -1.0, 1.0)
 
 

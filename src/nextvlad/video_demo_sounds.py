@@ -18,12 +18,12 @@ Sound = Callable[[np.random.Generator, int, int], Samples]
 
 def _bell(numbers: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
     """Strokes on a bell: partials out of tune with each other, the high ones dying first."""
-    pitch_hz = numbers.uniform(320.0, 900.0)
+    pitch_hz = numbers.uniform(520.0, 800.0)
     stroke_seconds = 1.6
     t = np.arange(int(stroke_seconds * rate_hz)) / rate_hz
-    partials = zip((0.5, 1.0, 1.19, 2.0, 2.74, 4.07), (0.3, 1.0, 0.6, 0.6, 0.35, 0.2), strict=True)
+    partials = zip((0.5, 1.0, 1.19, 2.0, 2.74, 4.07), (0.3, 1.0, 0.7, 0.8, 0.6, 0.4), strict=True)
     stroke = sum(
-        loudness * np.sin(math.tau * pitch_hz * ratio * t) * np.exp(-t * (2.0 + 1.5 * ratio))
+        loudness * np.sin(math.tau * pitch_hz * ratio * t) * np.exp(-t * (1.5 + ratio))
         for ratio, loudness in partials
     )
     return _strokes(numbers, num_samples, rate_hz, 0.4 * stroke, every=numbers.uniform(0.6, 1.3))
@@ -49,9 +49,9 @@ def _engine(numbers: np.random.Generator, num_samples: int, rate_hz: int) -> Sam
 
 
 def _birdsong(numbers: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
-    """Chirps between 2.2 and 6 kHz, in bursts."""
+    """Chirps between 2.6 and 5.1 kHz, in bursts."""
     song = np.zeros(num_samples)
-    centre_hz = numbers.uniform(2700.0, 5200.0)
+    centre_hz = numbers.uniform(3200.0, 4400.0)
     at = numbers.uniform(0.0, 0.2)
     while at * rate_hz < num_samples:
         for _ in range(int(numbers.integers(2, 7))):
@@ -68,19 +68,19 @@ def _birdsong(numbers: np.random.Generator, num_samples: int, rate_hz: int) -> S
 def _drum(numbers: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
     """A low drum and a snare, in turn."""
     t = np.arange(int(0.3 * rate_hz)) / rate_hz
-    low = np.sin(math.tau * np.cumsum(numbers.uniform(50.0, 75.0) * (1 + 2 * np.exp(-t * 30))) / rate_hz)
-    snare = numbers.standard_normal(len(t)) * np.exp(-t * numbers.uniform(18.0, 35.0))
+    low = np.sin(math.tau * np.cumsum(numbers.uniform(100.0, 140.0) * (1 + 2 * np.exp(-t * 30))) / rate_hz)
+    snare = numbers.standard_normal(len(t)) * np.exp(-t * numbers.uniform(12.0, 22.0))
     beat_seconds = 60.0 / numbers.uniform(85.0, 170.0)
     music = np.zeros(num_samples)
     for number, at in enumerate(_times(numbers, num_samples / rate_hz, beat_seconds, unsteady=0.02)):
-        _add(music, low * np.exp(-t * 10.0) if number % 2 == 0 else 0.5 * snare, int(at * rate_hz))
+        _add(music, low * np.exp(-t * 10.0) if number % 2 == 0 else 0.6 * snare, int(at * rate_hz))
     return _float(0.9 * music)
 
 
 def _beeps(numbers: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
     """An alarm clock: one pitch on and off, evenly."""
     t = np.arange(num_samples) / rate_hz
-    tone = np.sin(math.tau * numbers.uniform(900.0, 2200.0) * t)
+    tone = np.sin(math.tau * numbers.uniform(1200.0, 1900.0) * t)
     on = (t / numbers.uniform(0.18, 0.45) + numbers.random()) % 1.0 < 0.5
     return _float(0.5 * np.tanh(3.0 * tone) * on)
 
@@ -111,7 +111,7 @@ def _hum(numbers: np.random.Generator, num_samples: int, rate_hz: int) -> Sample
 
 def _tune(numbers: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
     """Soft notes of a scale, one after another."""
-    notes_hz = numbers.uniform(180.0, 350.0) * 2.0 ** (numbers.choice([0, 2, 4, 7, 9, 12], size=64) / 12)
+    notes_hz = numbers.uniform(110.0, 190.0) * 2.0 ** (numbers.choice([0, 2, 4, 7, 9, 12], size=64) / 12)
     t = np.arange(num_samples) / rate_hz
     note = (t / numbers.uniform(0.25, 0.6)).astype(np.int64) % len(notes_hz)
     return _float(0.6 * np.sin(math.tau * np.cumsum(notes_hz[note]) / rate_hz))
