@@ -105,12 +105,17 @@ def features_problem(patterns: Sequence[str], group: str) -> Problem:
 
 def pooled(records: Sequence[VideoRecord]) -> NDArray[np.float32]:
     """[N, 2 x all D]: mean and standard deviation over time of each stream; zeros for an empty one."""
+    sizes: dict[str, int] = {}  # a video without a sound track has no columns either
+    for record in records:
+        for name, stream in record.streams.items():
+            sizes[name] = max(sizes.get(name, 0), stream.shape[1])
     rows = []
     for record in records:
         parts = []
-        for stream in record.streams.values():
+        for name, size in sizes.items():
+            stream = record.streams.get(name, np.empty((0, size), np.uint8))
             values = stream.astype(np.float32) * QUANTISATION_STEP + QUANTISATION_SHIFT
-            empty = np.zeros(stream.shape[1], np.float32)
+            empty = np.zeros(size, np.float32)
             parts += [values.mean(0), values.std(0)] if len(values) else [empty, empty]
         rows.append(np.concatenate(parts))
     return np.stack(rows)
@@ -121,7 +126,12 @@ def score_pooled(problem: Problem, learn: NDArray[Any], test: NDArray[Any], *, t
     x = pooled(problem.records)
     model = (
         LogisticRegressionCV(
-            Cs=np.logspace(-4, 1, 6), cv=3, max_iter=1000, l1_ratios=(0,), use_legacy_attributes=False
+            Cs=np.logspace(-4, 1, 6),
+            cv=3,
+            max_iter=1000,
+            scoring="accuracy",
+            l1_ratios=(0,),
+            use_legacy_attributes=False,
         )
         if tuned
         else LogisticRegression(max_iter=1000)
