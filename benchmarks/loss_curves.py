@@ -22,7 +22,7 @@ from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
-from measure import RESULTS, environment, hardware
+from measure import RESULTS, finish
 from numpy.typing import NDArray
 
 from nextvlad.config import TrainConfig
@@ -55,23 +55,16 @@ def main() -> None:
             for number, (precision, seed) in enumerate(runs)
         ]
     reference, half, *others = curves
+    _print(reference, half, others)
     found = {
-        "what": "loss_curves",
         "epochs": given.epochs,
         "bf16_to_fp32": _apart(half, reference),
         "seeds_to_first": [_apart(other, reference) for other in others],
         "runs": [vars(curve) for curve in curves],
-        "environment": environment(),
     }
-    _print(reference, half, others)
-    line = json.dumps(found)
-    print(line)
+    finish("loss_curves", [], given, found)
     if given.out:
-        folder = Path(given.out)
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"loss_curves_{hardware()}.jsonl", "a", encoding="utf-8") as file:
-            file.write(line + "\n")
-        _draw(reference, half, others, folder / "loss_curves.png")
+        _draw(reference, half, others, Path(given.out) / "loss_curves.png")
 
 
 def _options() -> argparse.Namespace:

@@ -171,17 +171,23 @@ def parser(description: str | None, *, rounds: int) -> argparse.ArgumentParser:
     return options
 
 
-def finish(what: str, comparisons: Sequence[Comparison], options: argparse.Namespace) -> None:
-    """Print the tables and the JSON line, and keep the line where `--out` says so."""
+def finish(
+    what: str,
+    comparisons: Sequence[Comparison],
+    options: argparse.Namespace,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Print the tables and the JSON line, with `more` in it, and keep the line where `--out` says so."""
     record = {
         "what": what,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "quick": options.quick,
+        "quick": getattr(options, "quick", False),
         "command": " ".join(
             ["python", os.path.relpath(sys.argv[0], ROOT), *map(_without_folder, sys.argv[1:])]
         ),
         "environment": environment(),
         "comparisons": [comparison.to_json() for comparison in comparisons],
+        **(more or {}),
     }
     for comparison in comparisons:
         print(table(comparison), end="\n\n")

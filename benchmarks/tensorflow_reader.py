@@ -1,7 +1,4 @@
-"""Reads frame records with tf.data, one thread: what `benchmarks/reading.py` compares with, where installed.
-
-Written from TensorFlow's documentation; it has not been run on the machines the results come from.
-"""
+"""Reads frame records with tf.data on one thread, for `benchmarks/reading.py`, where TensorFlow is."""
 
 from __future__ import annotations
 

@@ -22,7 +22,19 @@ from nextvlad.data.sources import read
 from nextvlad.metrics import gap
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
-SCRIPTS = ("reading", "metrics", "inference", "extraction", "whole_process", "scaling", "startup", "gpu")
+SCRIPTS = (
+    *(
+        "reading",
+        "metrics",
+        "inference",
+        "training",
+        "extraction",
+        "whole_process",
+        "scaling",
+        "startup",
+        "gpu",
+    ),
+)
 
 
 def load(name: str) -> ModuleType:
@@ -57,6 +69,37 @@ def test_a_benchmark_runs_and_keeps_its_result(script: str, tmp_path: Path) -> N
         assert list(comparison["ratios"]) == list(comparison["timings"])[1:]
     (file,) = tmp_path.glob(f"{script}_*.jsonl")
     assert json.loads(file.read_text()) == record
+
+
+def test_loss_curves(tmp_path: Path) -> None:
+    data = make_data(tmp_path, "train", num_videos=40, num_shards=1)
+    command = [
+        sys.executable,
+        FOLDER / "loss_curves.py",
+        "--train",
+        data,
+        "--valid",
+        data,
+        "--recipe",
+        "small",
+    ]
+    command += ["--every", "1", "--seeds", "0", "1", "--threads", "1", "--out", tmp_path / "out"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout.splitlines()[-1])
+    assert [(run["precision"], run["seed"]) for run in record["runs"]] == [
+        ("fp32", 0),
+        ("bf16", 0),
+        ("fp32", 1),
+    ]
+    assert 0 < record["bf16_to_fp32"]["loss_mean"] < record["seeds_to_first"][0]["loss_mean"]
+    assert (tmp_path / "out" / "loss_curves.png").stat().st_size > 10_000
+
+
+def test_all_are_in_the_readme() -> None:
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for script in (*SCRIPTS, "loss_curves", "small_data"):
+        assert f"| `benchmarks/{script}.py` |" in text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

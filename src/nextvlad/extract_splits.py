@@ -78,7 +78,7 @@ def split_groups(groups: Sequence[str], fractions: Sequence[float]) -> tuple[lis
     split that would be empty and should not be takes the group nearest to it.
 
     >>> split_groups(["a", "b", "a"], [0.5, 0.5, 0])[0]
-    ['train', 'valid', 'train']
+    ['valid', 'train', 'valid']
     """
     bounds = [sum(fractions[: number + 1]) for number in range(len(SPLITS))]
     places = {group: _place(group) for group in groups}
