@@ -15,7 +15,7 @@ from nextvlad.bench import bench
 from nextvlad.bench_report import Stage, limits
 from nextvlad.config import NeXtVLADConfig, StreamConfig, TrainConfig, to_json
 from nextvlad.data.sources import read
-from nextvlad.errors import UsageError
+from nextvlad.errors import DataError, UsageError
 from nextvlad.models import build_model
 
 STREAMS = tuple(StreamConfig(name=name, size=size) for name, size in SIZES.items())
@@ -128,6 +128,7 @@ def test_a_checkpoint_and_a_recipe_of_other_streams(data: str, tmp_path: Path, c
         ("read", {"workers": -1}, "--workers: got -1, wanted 0 or more"),
         ("read", {"batch_size": 0}, "--batch-size: got 0, wanted 1 or more"),
         ("read", {"seconds": -1.0}, "--seconds: got -1.0"),
+        ("read", {"seconds": float("nan")}, "--seconds: got nan"),
     ],
 )
 def test_calls_that_are_refused(data: str, what: Any, more: Any, message: str) -> None:
@@ -140,6 +141,13 @@ def stages(reading: float, computing: float, both: float) -> list[Stage]:
         Stage(name, videos, 0.0, 0.0, (0.0, 0.0), 1)
         for name, videos in (("reading", reading), ("inference", computing), ("both", both))
     ]
+
+
+def test_data_without_videos_is_refused_and_not_read_for_ever(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "model", build_model(MODEL))
+    (tmp_path / "empty.tfrecord").write_bytes(b"")
+    with pytest.raises(DataError, match="no record has frames"):
+        bench("infer", [str(tmp_path / "empty.tfrecord")], model=tmp_path / "model", seconds=0.02)
 
 
 def test_what_limits() -> None:

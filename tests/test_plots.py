@@ -58,10 +58,25 @@ def test_the_best_value_is_told_where_it_is_not_the_last(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "changes", [{"loss": float("nan")}, {"loss": 0.0}, {"lr": None}, {"epoch": 0.0}, {"loss": 1e9}]
+    "changes",
+    [
+        {"loss": float("nan")},
+        {name: None for name in plots.METRICS},
+        {"loss": 0.0},
+        {"lr": None},
+        {"epoch": 0.0},
+        {"loss": 1e9},
+    ],
 )
 def test_odd_values_are_drawn_without_a_warning(tmp_path: Path, changes: dict[str, object]) -> None:
     plots.training_curves(write_run(tmp_path / "metrics.jsonl", 70, 2, **changes), tmp_path / "curves.png")
+
+
+def test_a_validation_without_metrics_is_drawn_without_a_warning(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "metrics.jsonl", 3)
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"kind": "valid", "step": 3, "examples": 96, "gap": null, "loss": NaN}\n')
+    plots.training_curves(path, tmp_path / "curves.png")
 
 
 def test_a_later_row_of_the_same_step_counts_and_a_cut_last_line_does_not(tmp_path: Path) -> None:
@@ -78,12 +93,20 @@ def test_a_later_row_of_the_same_step_counts_and_a_cut_last_line_does_not(tmp_pa
     assert rows[2]["loss"] == 7.0
 
 
-@pytest.mark.parametrize("bad", ["{", "[1]", '{"step": 1}', '{"kind": "train", "step": "x"}', '"text"'])
+WRONG = [
+    f'{{"kind": "train", "step": {step}, "loss": {loss}}}'
+    for step, loss in [(2, '"low"'), (2, "[]"), (2, "1" + 400 * "0"), ("1e400", 1.0)]
+]
+
+
+@pytest.mark.parametrize(
+    "bad", ["{", "[1]", '{"step": 1}', '{"kind": "train", "step": "x"}', '"text"', *WRONG]
+)
 def test_a_line_that_is_no_row_is_named(tmp_path: Path, bad: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"kind": "train", "step": 1}}\n{bad}\n', encoding="utf-8")
     with pytest.raises(
-        DataError, match=r"metrics\.jsonl, line 2: got .*wanted a JSON object with kind and step"
+        DataError, match=r"metrics\.jsonl, line 2: got .*wanted a JSON object with kind, step"
     ):
         plots.read_metrics(path)
 

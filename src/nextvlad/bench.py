@@ -7,6 +7,7 @@ for a while without being timed, and then for some rounds of equal time; what co
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import platform
 import statistics
@@ -75,7 +76,7 @@ def bench(
     """
     for name, value, least in (("seconds", seconds, 0.0), ("rounds", rounds, 1), ("workers", workers, 0),
                                ("batch-size", batch_size, 1), ("threads", threads, 1)):  # fmt: skip
-        if value is not None and value < least:
+        if value is not None and not least <= value < math.inf:
             raise UsageError(f"bench: --{name}: got {value}, wanted {least} or more.")
     if model is not None and what != "infer":
         raise UsageError(f"bench {what}: --checkpoint is for `bench infer`.")
@@ -184,6 +185,7 @@ def _bench_inference(
     workers: int,
 ) -> tuple[list[Stage], dict[str, Any]]:
     if folder is not None:
+        peek_streams(data)  # refuses what has no videos: they would be looked for without end
         model = checkpoint.load(checkpoint.resolve(folder), device=device)
     else:
         torch.manual_seed(0)

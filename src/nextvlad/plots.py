@@ -31,6 +31,7 @@ METRICS = {
     "perr": ("PERR", "#5a8f29"),
     "map": ("mAP", "#8f4ba8"),
 }
+_DRAWN = {"examples", "loss", "lr", *METRICS}
 SUFFIXES = (".png", ".svg", ".pdf")
 MOST_WRITTEN_CLASSES = 20
 """Above so many classes a confusion matrix shows colours without numbers, and not every name."""
@@ -196,13 +197,15 @@ def read_metrics(path: Path) -> list[Row]:
             continue
         try:
             row = json.loads(line)
+            for key in _DRAWN & row.keys():
+                row[key] = None if row[key] is None else float(row[key])
             rows[str(row["kind"]), int(row["step"])] = row
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             if number == len(lines):  # no newline after it: it was being written when the run was killed
                 break
             raise DataError(
-                f"{path}, line {number}: got {line[:60]!r}, wanted a JSON object with kind and step. "
-                "Remove the line, or name the metrics.jsonl of a training run."
+                f"{path}, line {number}: got {line[:60]!r}, wanted a JSON object with kind, step and "
+                "numbers. Remove the line, or name the metrics.jsonl of a training run."
             ) from error
     return sorted(rows.values(), key=lambda row: int(row["step"]))
 
@@ -275,10 +278,11 @@ def _draw_validation(axes: Axes, train: list[Row], valid: list[Row]) -> None:
             last, best = f"{values[np.isfinite(values)][-1]:.3f}", f"{np.nanmax(values):.3f}"
             _line(axes, seen, values, colour, f"{name} {last}" + ("" if last == best else f", best {best}"))
     axes.set_ylabel("validation metrics")
-    # Above the panel: inside, there is no corner that the curves always leave free.
-    axes.legend(
-        frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4, fontsize=9, borderpad=0.2
-    )
+    if axes.lines:
+        # Above the panel: inside, there is no corner that the curves always leave free.
+        axes.legend(
+            frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4, fontsize=9, borderpad=0.2
+        )
 
 
 def _draw_learning_rate(axes: Axes, train: list[Row], valid: list[Row]) -> None:

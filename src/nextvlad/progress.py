@@ -32,6 +32,15 @@ def say(message: str) -> None:
     console.print(message, markup=False, soft_wrap=True)
 
 
+def counted(number: int, what: str) -> str:
+    """With the plural that it wants.
+
+    >>> counted(1, "video"), counted(1200, "video")
+    ('1 video', '1,200 videos')
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 class ProgressBar:
     """Progress over `total` items (None: unknown); use as a context manager.
 

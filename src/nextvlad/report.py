@@ -22,7 +22,7 @@ from nextvlad.errors import OutputError, UsageError
 from nextvlad.evaluate import answers, check_scored
 from nextvlad.files import NewFile, why, write_json
 from nextvlad.inference import Opened, open_checkpoint, settle_top_k, tell_damage
-from nextvlad.progress import ProgressBar, say
+from nextvlad.progress import ProgressBar, counted, say
 from nextvlad.report_findings import Collector, Findings
 from nextvlad.report_numbers import PRIOR_POSITIVES
 from nextvlad.report_page import About, page
@@ -97,7 +97,8 @@ def report(
         pictures=shown,
     )
     _write(out, found, about, data, log)
-    say(f"{found.metrics['num_videos']:,} videos, {len(found.seen_labels):,} labels -> {out / 'report.html'}")
+    counts = f"{counted(found.metrics['num_videos'], 'video')}, {counted(len(found.seen_labels), 'label')}"
+    say(f"{counts} -> {out / 'report.html'}")
     return found
 
 
@@ -187,7 +188,7 @@ def _thresholds(place: Path, found: Findings, data: Sequence[str], *, save: bool
     # The folder itself: `best`, a link, may lead to another one tomorrow.
     folder = place.parent / os.readlink(place) if place.is_symlink() else place
     path = checkpoint.save_thresholds(folder, [label.cut.threshold for label in found.labels], chosen)
-    say(f"{len(found.labels):,} thresholds -> {path}")
+    say(f"{counted(len(found.labels), 'threshold')} -> {path}")
     return f"They are saved in {path}, where nextvlad tag finds them."
 
 

@@ -24,7 +24,7 @@ from nextvlad import checkpoint, distributed
 from nextvlad.errors import DataError, OutputError, UsageError
 from nextvlad.files import NewFile, why
 from nextvlad.models import InferenceModel, Model, for_inference
-from nextvlad.progress import ProgressBar, say
+from nextvlad.progress import ProgressBar, counted, say
 from nextvlad.tag_extractor import FeatureOptions, open_extractor
 from nextvlad.tag_report import Failure, ReportWriter, clock, stretches
 from nextvlad.tag_video import Choice, TaggedVideo, tag_video
@@ -117,9 +117,9 @@ def tag(
                 page.add(video)
     for written in (out, report):
         if written is not None:
-            say(f"{_videos(len(files) - len(failures))} -> {written}")
+            say(f"{counted(len(files) - len(failures), 'video')} -> {written}")
     if failures:
-        say(f"Not tagged, {len(failures):,} of {len(files):,} videos:")
+        say(f"Not tagged, {len(failures):,} of {counted(len(files), 'video')}:")
         for failure in failures:
             say(f"  {failure.reason}")
     return Result(len(files) - len(failures), failures)
@@ -237,11 +237,7 @@ def _page(report: Path, model: Path, files: list[VideoFile], job: _Job) -> Repor
         ("features", extractors),
         ("classes", f"{job.model.config.num_classes:,}"),
     ]
-    return ReportWriter(_in_folder(report), title=f"Tags of {_videos(len(files))}", facts=facts)
-
-
-def _videos(count: int) -> str:
-    return "1 video" if count == 1 else f"{count:,} videos"
+    return ReportWriter(_in_folder(report), title=f"Tags of {counted(len(files), 'video')}", facts=facts)
 
 
 def _ids(files: list[VideoFile]) -> list[str]:
