@@ -26,7 +26,7 @@ def test_easy_classes_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyP
     pytest.importorskip("sklearn")
     numbers = np.random.default_rng(0)
     with RecordWriter(tmp_path / "all.tfrecord") as writer:
-        for number in range(60):
+        for number in range(80):
             rgb = numbers.integers(0, 100, (4, 16)) + 150 * (number % 2)
             streams = {"rgb": rgb.astype(np.uint8)}
             if number % 5:
@@ -39,7 +39,7 @@ def test_easy_classes_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyP
     problem = small_data.features_problem([str(tmp_path / "all.tfrecord")], "^camera[0-9]+")
     assert sorted(set(problem.classes)) == [0, 1]
     assert len(set(problem.groups)) == 10
-    assert small_data.pooled(problem.records).shape == (60, 2 * 16 + 2 * 4)
+    assert small_data.pooled(problem.records).shape == (80, 2 * 16 + 2 * 4)
     found = small_data.solve(problem, "own", folds=1)
     assert list(found) == ["own", "pooled", "pooled, tuned"]
     assert all(len(scores) == 1 and scores[0] > 0.9 for scores in found.values()), found
