@@ -103,6 +103,18 @@ def test_numbers_of_at_most_one(
     torch.testing.assert_close(torch.cat([layer(row[None]) for row in x]), found, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("products", "full"), [(TILES, True), (PAIRWISE, False)])
+def test_no_numbers_from_what_is_none(
+    monkeypatch: pytest.MonkeyPatch, products: Products, full: bool
+) -> None:
+    force(monkeypatch, products)
+    weight, bias = weights(2)
+    layer = UnitLinear(weight.float(), bias, full=full, largest=products.largest)
+    x = torch.full((3, SHAPE[1]), 0.5)
+    x[1, 4] = float("nan")
+    assert layer(x).isfinite().all(1).tolist() == [True, False, True]
+
+
 def test_nothing_in_nothing_out() -> None:
     weight, bias = weights()
     layer = ByteLinear(weight, bias, dtype=torch.float32, num_slices=3)

@@ -56,7 +56,7 @@ def test_bytes_where_the_cpu_multiplies_them(
     cpu.multiplies.cache_clear()
     assert cpu.settle("int8", CPU) == ("int8" if products else "bf16")
     assert cpu.dtype_of("int8", CPU) == torch.bfloat16
-    assert cpu.settle("int8", GPU) == "int8"
+    assert cpu.settle("int8", GPU) == "bf16"
     assert cpu.dtype_of("int8", GPU) == torch.bfloat16
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from nextvlad.config import MeanPoolConfig, MixtureConfig, MoEConfig, NeXtVLADConfig, StreamConfig
 from nextvlad.data.batch import FrameBatch, Frames
 from nextvlad.errors import UsageError
-from nextvlad.models import Model, build_model, byte_linear, cpu, folded, for_inference
+from nextvlad.models import Model, build_model, byte_linear, cpu, folded, for_inference, layers
 from nextvlad.models.byte_linear import Products
 from nextvlad.models.folded import FoldedBranch, chunks
+from nextvlad.models.nextvlad import NeXtVLAD
 
 STREAMS = (
     StreamConfig(name="rgb", size=24),
@@ -98,6 +99,7 @@ def differ(found: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize("config", CONFIGS, ids=name_of)
 def test_the_same_logits(config: Any, floats: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folded, "_CHUNK_CPU", 16)
+    monkeypatch.setattr(layers, "_ROWS_OF_FRAMES_CPU", 16)
     model = make(config)
     batch = batch_of([(5, 7), (0, 0), (40, 1), (3, 0), (0, 9), (3, 3)], floats=floats)
     with torch.no_grad():
@@ -153,15 +155,39 @@ def test_a_cpu_without_half_precision_computes_in_fp32(monkeypatch: pytest.Monke
     assert torch.equal(fast(batch), for_inference(model)(batch))
 
 
-def test_what_changes_later_does_not_matter() -> None:
-    model = make(CONFIGS[0])
+@pytest.mark.usefixtures("products")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
+def test_what_is_no_number_stays_none(config: Any, precision: Any) -> None:
+    """In features and in weights, in all precisions: verbs refuse such results, so they must be seen."""
+    model = make(config)
+    batch = batch_of([(5, 7), (9, 2)], floats=True)
+    batch.streams["rgb"].values[2, 3] = float("nan")
+    assert for_inference(model, precision)(batch).isfinite().all(1).tolist() == [False, True]
+    with torch.no_grad():
+        next(iter(model.class_layers().values())).weight[0, 0] = float("nan")
+    assert not for_inference(model, precision)(batch_of([(5, 7)])).isfinite().all()
+    if not isinstance(model, NeXtVLAD):
+        return
+    model = make(config)
+    with torch.no_grad():
+        model.get_parameter("branches.rgb.expansion.weight")[0, 0] = float("nan")
+    assert not for_inference(model, precision)(batch_of([(5, 7)])).isfinite().any()
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
+def test_what_changes_later_does_not_matter(config: Any) -> None:
+    model = make(config)
     batch = batch_of([(5, 7), (9, 2)])
     fast = for_inference(model)
     before = fast(batch)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)
+    model.train()
+    statistics = {name: tensor.clone() for name, tensor in model.named_buffers()}
     assert torch.equal(fast(batch), before)
+    assert all(torch.equal(tensor, statistics[name]) for name, tensor in model.named_buffers())
 
 
 def test_not_in_training() -> None:
@@ -204,6 +230,21 @@ def test_what_cannot_be_fed() -> None:
         model.update(state, {"sound": np.zeros((1, 8), np.uint8)})
     with pytest.raises(UsageError, match=r"stream audio: got shape \[8\], wanted \[frames, 8\]"):
         model.update(state, {"audio": np.zeros(8, np.uint8)})
+    with pytest.raises(
+        UsageError, match=r"stream audio: got torch.int64, wanted bytes \(torch.uint8\) or floats"
+    ):
+        model.update(state, {"audio": np.zeros((1, 8), np.int64)})
+
+
+def test_frames_as_records_hold_them() -> None:
+    """Which is read-only; torch would warn, and warnings are errors."""
+    model = make(CONFIGS[0])
+    frames = np.full((2, 24), 77, np.uint8)
+    states = [model.begin(), model.begin()]
+    model.update(states[0], {"rgb": frames})
+    frames.flags.writeable = False
+    model.update(states[1], {"rgb": frames})
+    assert torch.equal(model.predict(states[0]), model.predict(states[1]))
 
 
 def test_a_long_video_passes_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nextvlad.models.layers import BatchNorm, Dropout, LargeLinear, segment_products, segment_sum
+from nextvlad.models import layers
+from nextvlad.models.layers import (
+    BatchNorm,
+    Dropout,
+    LargeLinear,
+    segment_products,
+    segment_sum,
+    sum_of_frames,
+)
 
 
 def test_batch_norm_keeps_the_originals_running_statistics() -> None:
@@ -72,6 +80,22 @@ def test_segment_products_and_sums(lengths: list[int]) -> None:
     )
 
 
+def test_sum_of_frames_takes_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "_ROWS_OF_FRAMES_CPU", 4)
+    seen: list[int] = []
+
+    def prepare(rows: torch.Tensor) -> torch.Tensor:
+        seen.append(len(rows))
+        return rows.float().square()
+
+    values = torch.randint(0, 256, (11, 3), dtype=torch.uint8)
+    offsets = torch.tensor([0, 0, 6, 7, 11, 11])
+    found = sum_of_frames(prepare, values, offsets)
+    assert torch.equal(found, segment_sum(values.float().square(), offsets))
+    assert seen == [4, 4, 3]
+    assert sum_of_frames(prepare, values[:0], torch.tensor([0, 0])).tolist() == [[0.0, 0.0, 0.0]]
+
+
 class TestLargeLinear:
     """Against torch's own layer under autocast, and its weights' changes, however they come."""
 
@@ -103,6 +127,12 @@ class TestLargeLinear:
 
     def test_half_precision(self) -> None:
         self.assert_alike(*self.layers())
+
+    def test_trained_after_inference_mode(self) -> None:
+        ours, plain = self.layers()
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            ours(torch.randn(7, 20))
+        self.assert_alike(ours, plain)
 
     @pytest.mark.parametrize("how", ["adam", "load", "copy", "twice"])
     def test_changed_weights_are_noticed(self, how: str) -> None:

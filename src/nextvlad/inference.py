@@ -70,7 +70,7 @@ def open_checkpoint(
         check_origins(data, expected)
     fast = for_inference(model, options.precision)
     if fast.precision != options.precision and distributed.is_main():
-        say(without_instructions(fast.precision, options.precision))
+        say(without_instructions(fast.precision, options.precision, device))
     size = options.batch_size
     if size == "auto":
         size = _find_batch_size(fast, data, 5 if segments else max_frames, options)
@@ -125,9 +125,10 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
-def without_instructions(taken: str, asked: str) -> str:
-    """What to say where a precision was asked for that would only be slower here."""
-    return f"Computing in {taken}: this CPU has no instructions for {asked}."
+def without_instructions(taken: str, asked: str, device: torch.device) -> str:
+    """What to say where a precision was asked for that is not to be had here, or would only be slower."""
+    why = f"this CPU has no instructions for {asked}" if device.type == "cpu" else f"{asked} is for CPUs"
+    return f"Computing in {taken}: {why}."
 
 
 def check_finite(logits: Tensor, video_ids: Sequence[str]) -> None:

@@ -462,7 +462,7 @@ class Run:
             f"{self.device}, {torch.get_num_threads()} threads, {distributed.world_size()} process(es)"
         )
         if self.learner.precision != self.config.precision:
-            say(without_instructions(self.learner.precision, self.config.precision))
+            say(without_instructions(self.learner.precision, self.config.precision, self.device))
         rgb_raw = any(
             stream.name == "rgb" and stream.size == 1024 and self.model.preprocessing("rgb").is_plain
             for stream in self.config.model.streams

@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -56,12 +57,12 @@ class Aggregator:
 
         Args:
             state: what `begin` gave.
-            frames: name of a stream -> [n, D] array or tensor, bytes or floats as in the records, n of any
-                size; streams that are left out have no new frames.
+            frames: name of a stream -> [n, D] array or tensor, bytes (uint8) or floats as in the records, n
+                of any size; streams that are left out have no new frames.
 
         Raises:
-            UsageError: a stream that the model does not have, or frames of another size; the model is in
-                training mode.
+            UsageError: a stream that the model does not have, or frames of another size or kind; the model is
+                in training mode.
         """
         self.check_evaluating()
         for name, sums in self.aggregate(self.one_video(frames)).items():
@@ -87,7 +88,9 @@ class Aggregator:
         device = self.device
         streams = {}
         for name, size in sizes.items():
-            values = torch.as_tensor(frames[name]) if name in frames else torch.empty(0, size)
+            values = _tensor(frames[name]) if name in frames else torch.empty(0, size)
+            if values.dtype != torch.uint8 and not values.is_floating_point():
+                raise UsageError(f"stream {name}: got {values.dtype}, wanted bytes (torch.uint8) or floats.")
             if values.ndim != 2 or values.shape[1] != size:
                 raise UsageError(f"stream {name}: got shape {list(values.shape)}, wanted [frames, {size}].")
             offsets = torch.tensor([0, len(values)], device=device)
@@ -178,6 +181,13 @@ class TrainingLoss(nn.Module):
     def forward(self, batch: FrameBatch, labels: Tensor, mixup: Mixup | None) -> Tensor:
         """As `VideoModel.loss`."""
         return self.model.loss(batch, labels, mixup=mixup)
+
+
+def _tensor(values: Any) -> Tensor:
+    """Of an array or tensor; a copy of what must not be written, as records hold it and torch warns of."""
+    if isinstance(values, np.ndarray) and not values.flags.writeable:
+        values = values.copy()
+    return torch.as_tensor(values)
 
 
 def targets_of(batch: FrameBatch, labels: Tensor, mixup: Mixup | None) -> tuple[Tensor, Tensor | None]:

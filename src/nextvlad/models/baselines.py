@@ -5,6 +5,7 @@ Letters: B videos, N frames of all videos, D input size of a stream, C classes, 
 
 from __future__ import annotations
 
+import copy
 from typing import cast
 
 import torch
@@ -15,7 +16,7 @@ from nextvlad.config import MeanPoolConfig, MoEConfig, Precision, StreamConfig
 from nextvlad.data.batch import FrameBatch
 from nextvlad.models.base import InferenceModel, Sums, VideoModel
 from nextvlad.models.inputs import Mixup, Preprocessing
-from nextvlad.models.layers import segment_sum
+from nextvlad.models.layers import sum_of_frames
 
 
 class MeanPoolBranch(nn.Module):
@@ -27,7 +28,7 @@ class MeanPoolBranch(nn.Module):
 
     def forward(self, values: Tensor, offsets: Tensor) -> Tensor:
         """Sums of the frames of each video: [N, D], [B+1] -> [B, D]."""
-        return segment_sum(self.preprocess(values), offsets)
+        return sum_of_frames(self.preprocess, values, offsets)
 
 
 class _Pooled(VideoModel):
@@ -76,7 +77,7 @@ class AsItIs(InferenceModel):
 
     def __init__(self, model: VideoModel, precision: Precision) -> None:
         super().__init__(model, "bf16" if precision == "int8" else precision)
-        self._model = model
+        self._model = copy.deepcopy(model)
 
     @torch.no_grad()
     def aggregate(self, batch: FrameBatch) -> Sums:

@@ -100,7 +100,7 @@ class UnitLinear:
         self._pairs = [(2, 0), (1, 1), (0, 2), (1, 0), (0, 1), (0, 0)] if full else [(1, 0), (0, 0)]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[N, D] float32 in [-1, 1] -> [N, F] float32."""
+        """[N, D] float32 in [-1, 1] -> [N, F] float32; a row with a NaN in it gives NaN, as elsewhere."""
         if len(x) == 0:
             return self._bias.new_empty(0, len(self._bias))
         parts = _cut_inputs(x, 1 + max(part for part, _ in self._pairs))
@@ -111,7 +111,8 @@ class UnitLinear:
             unit = 1.0 / (_LARGEST * (2 * _LARGEST) ** part)
             result = _multiply(parts[part], prepared, scale, self._zeros, bias, result, unit=unit)
         assert result is not None
-        return result
+        # Cut into slices a NaN is a number like any other; this gives it back.
+        return result.add_(x.sum(1, keepdim=True) * 0.0)
 
 
 def cut(weight: Tensor, num_slices: int, largest: int = _LARGEST) -> list[tuple[Tensor, Tensor]]:

@@ -16,8 +16,10 @@ paper's steps, and the reference for this one.
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_right
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from typing import cast
 
@@ -31,7 +33,7 @@ from nextvlad.models import gpu_inference
 from nextvlad.models.base import InferenceModel, Sums
 from nextvlad.models.byte_linear import ByteLinear, UnitLinear, integer_products
 from nextvlad.models.inputs import Preprocessing
-from nextvlad.models.layers import BatchNorm, segment_sum
+from nextvlad.models.layers import BatchNorm, sum_of_frames
 from nextvlad.models.mixture import Mixture, mix
 from nextvlad.models.nextvlad import Branch, NeXtVLAD
 
@@ -209,7 +211,7 @@ class FoldedMixture(InferenceModel):
     @torch.no_grad()
     def __init__(self, model: Mixture, precision: Precision = "fp32") -> None:
         super().__init__(model, precision)
-        self._mixture = model
+        self._mixture = copy.deepcopy(model, {id(model.members): nn.ModuleList()})  # all but the members
         preprocess = {stream.name: model.preprocessing(stream.name) for stream in model.config.streams}
         self.members = [
             FoldedNeXtVLAD(cast(NeXtVLAD, member), precision, preprocess) for member in model.members
@@ -220,14 +222,14 @@ class FoldedMixture(InferenceModel):
         found: Sums = {}
         for name, frames in batch.streams.items():
             counts = frames.offsets.diff()[:, None]
-            total = segment_sum(frames.values.float(), frames.offsets)  # [B, D]; of bytes exact to 2^24
+            preprocess = self._mixture.preprocessing(name)
+            total = sum_of_frames(Tensor.float, frames.values, frames.offsets)  # [B, D]; bytes: exact to 2^24
             if frames.values.dtype == torch.uint8:
-                preprocess = self._mixture.preprocessing(name)
                 total = total * preprocess.scale + counts * preprocess.offset
             found |= {f"{name}.sum": total, f"{name}.count": counts}
             if self._mixture.config.pooled:
-                squares = self._mixture.preprocessing(name)(frames.values).square()
-                found[f"{name}.squares"] = segment_sum(squares, frames.offsets)
+                prepare = partial(_squares, preprocess)
+                found[f"{name}.squares"] = sum_of_frames(prepare, frames.values, frames.offsets)
         for number, member in enumerate(self.members):
             found |= {f"{number}.{name}": sums for name, sums in member.aggregate(batch).items()}
         return found
@@ -254,6 +256,10 @@ def chunks(offsets: list[int], size: int) -> Iterator[tuple[int, int]]:
         size = size // length * length if 0 < length <= size else size
     for start in range(0, offsets[-1], size):
         yield start, min(start + size, offsets[-1])
+
+
+def _squares(preprocess: Preprocessing, values: Tensor) -> Tensor:
+    return cast(Tensor, preprocess(values)).square()
 
 
 def _padded(values: Tensor, size: int) -> Tensor:

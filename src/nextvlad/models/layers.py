@@ -7,7 +7,7 @@ K clusters, G groups.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from nextvlad import distributed
 
+_ROWS_OF_FRAMES_CPU, _ROWS_OF_FRAMES_GPU = 1024, 1 << 17
 _ROWS_OF_GRADIENT = 64  # a few MB in half precision: still in the cache when it becomes float32
 
 
@@ -134,10 +135,11 @@ class LargeLinear(nn.Linear):
     @torch.no_grad()
     def _in_half(self, dtype: torch.dtype) -> Tensor:
         """The weights as they are now: fused Adam changes them without counting it as a change."""
-        weight = self.weight
-        if self._shadow is None or self._shadow.dtype != dtype or self._shadow.device != weight.device:
-            self._shadow = torch.empty_like(weight, dtype=dtype)
-        return self._shadow.copy_(weight)
+        weight, shadow = self.weight, self._shadow
+        # One made in inference mode cannot be written outside of it.
+        if shadow is None or (shadow.dtype, shadow.device) != (dtype, weight.device) or shadow.is_inference():
+            self._shadow = shadow = torch.empty_like(weight, dtype=dtype)
+        return shadow.copy_(weight)
 
 
 class _HalfProduct(torch.autograd.Function):
@@ -265,6 +267,20 @@ def segment_sum(x: Tensor, offsets: Tensor) -> Tensor:
     """Sum of the rows of each segment: [N, F], offsets [B+1] -> [B, F]; an empty segment gives zeros."""
     segment = torch.repeat_interleave(offsets.diff())  # [N], the video each row belongs to
     return x.new_zeros(len(offsets) - 1, x.shape[1]).index_add(0, segment, x)
+
+
+def sum_of_frames(prepare: Callable[[Tensor], Tensor], values: Tensor, offsets: Tensor) -> Tensor:
+    """`segment_sum` of what `prepare` makes of the rows, some at a time: [N, D], offsets [B+1] -> [B, D].
+
+    `prepare` is given rows of `values` and returns as many, float32; so [N, D] floats never are in memory.
+    """
+    segment = torch.repeat_interleave(offsets.diff(), output_size=len(values))  # [N]
+    sums = torch.zeros(len(offsets) - 1, values.shape[1], device=values.device)
+    size = _ROWS_OF_FRAMES_CPU if values.device.type == "cpu" else _ROWS_OF_FRAMES_GPU
+    for start in range(0, len(values), size):
+        rows = slice(start, start + size)
+        sums.index_add_(0, segment[rows], prepare(values[rows]))
+    return sums
 
 
 def he_normal_(weight: Tensor, fan_in: int) -> None:
