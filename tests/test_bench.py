@@ -136,6 +136,13 @@ def test_calls_that_are_refused(data: str, what: Any, more: Any, message: str) -
         bench(what, [data], **more)
 
 
+def test_one_process_alone(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several, each by its own clock, would wait for each other for ever."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="without torchrun"):
+        bench("train", [data])
+
+
 def stages(reading: float, computing: float, both: float) -> list[Stage]:
     return [
         Stage(name, videos, 0.0, 0.0, (0.0, 0.0), 1)
