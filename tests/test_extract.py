@@ -246,12 +246,16 @@ def one_folder(folder: Path) -> Path:
     return path
 
 
-def test_another_files_are_not_overwritten(clips: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["train-00000.tfrecord", "valid-00007.tfrecord", "vocabulary.csv", "index.csv"]
+)
+def test_another_files_are_not_overwritten_nor_mixed_in(name: str, clips: Path, tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
-    (tmp_path / "f" / "train-00000.tfrecord").write_bytes(b"")
-    with pytest.raises(UsageError, match="is there already, and not from an extraction"):
+    (tmp_path / "f" / name).write_bytes(b"mine")
+    with pytest.raises(UsageError, match=f"{name}: is there already, and not from an extraction"):
         run(clips, tmp_path / "f")
-    assert [path.name for path in (tmp_path / "f").iterdir()] == ["train-00000.tfrecord"]
+    assert [path.name for path in (tmp_path / "f").iterdir()] == [name]
+    assert (tmp_path / "f" / name).read_bytes() == b"mine"
 
 
 def test_a_video_that_changed_is_noticed(clips: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ pytest.importorskip("av")
 pytest.importorskip("PIL")
 
 from nextvlad.errors import OutputError
+from nextvlad.files import NewFile
 from nextvlad.tag_report import MOST_STEPS, Failure, ReportWriter, _blocks, clock, stretches, thinned
 from nextvlad.tag_video import Tag, TaggedVideo, thumbnail
 
@@ -200,6 +201,23 @@ def test_a_page_that_was_given_up_is_not_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(OutputError, match="cannot be written"):
         write(tmp_path / "no" / "r.html")
+
+
+@pytest.mark.parametrize("good_writes", [0, 1])
+def test_a_page_for_which_there_is_no_room_leaves_nothing(
+    good_writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+
+    def full(file: NewFile, data: bytes) -> None:
+        if len(written) == good_writes:
+            raise OutputError(f"{file.path}: cannot be written (No space left on device).")
+        written.append(len(data))
+
+    monkeypatch.setattr(NewFile, "write", full)
+    with pytest.raises(OutputError, match="No space left"):  # over the head, over the end
+        write(tmp_path / "r.html")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_times_in_words() -> None:

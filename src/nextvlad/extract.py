@@ -23,16 +23,15 @@ from nextvlad.extract_clips import Draft, Found, all_files, match_rows, with_ids
 from nextvlad.extract_decoding import Decoders, Event, Job, decode
 from nextvlad.extract_embedding import embed_all
 from nextvlad.extract_labels import LabelOptions, read_table
-from nextvlad.extract_plan import Clip, Plan
-from nextvlad.extract_splits import SPLITS, SplitOptions, with_splits
-from nextvlad.extract_store import Outcome, Store, write_table
+from nextvlad.extract_plan import SPLITS, Clip, Plan
+from nextvlad.extract_splits import SplitOptions, with_splits
+from nextvlad.extract_store import FAILURES, INDEX, Outcome, Store, write_table
 from nextvlad.progress import ProgressBar, say
 from nextvlad.provenance import Provenance, StreamProvenance
 from nextvlad.video.extractor import Extractor, ExtractorOptions
 from nextvlad.video.files import pyav
 from nextvlad.video_files import VideoFile, expand_videos, shown
 
-INDEX, FAILURES = "index.csv", "failures.csv"
 _LISTED = 20  # failures and the like that are printed
 _INDEX_COLUMNS = ("video_id", "path", "split", "shard", "status", "labels", "start_seconds", "end_seconds")
 

@@ -10,6 +10,7 @@ from nextvlad.errors import UsageError
 from nextvlad.journal import ADVICE
 from nextvlad.provenance import Provenance, compared
 
+SPLITS = ("train", "valid", "test")
 _VERSION = 1
 
 

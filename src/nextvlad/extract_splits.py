@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from nextvlad.errors import UsageError
 from nextvlad.extract_clips import Draft
 from nextvlad.extract_labels import split_of_folder
+from nextvlad.extract_plan import SPLITS
 from nextvlad.video_files import shown
-
-SPLITS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -33,13 +34,15 @@ from nextvlad.data.video_record import VideoRecord, serialize_video_record
 from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import DataError, OutputError, UsageError
 from nextvlad.extract_embedding import Features
-from nextvlad.extract_plan import Clip, Plan, check_same, from_json, to_json
+from nextvlad.extract_plan import SPLITS, Clip, Plan, check_same, from_json, to_json
 from nextvlad.files import NewFile, why
 from nextvlad.journal import ADVICE, Journal
 from nextvlad.provenance import CONTEXT_KEY, SIDECAR
 from nextvlad.video_files import shown
 
 JOURNAL = ".nextvlad-extract.jsonl"
+INDEX, FAILURES, VOCABULARY = "index.csv", "failures.csv", "vocabulary.csv"
+_TABLES = (INDEX, FAILURES, VOCABULARY, SIDECAR)
 _PARTS = ".nextvlad-extract"
 _SUFFIX = ".tfrecord"
 
@@ -149,12 +152,15 @@ class Store:
         return VideoRecord(clip.video_id, np.array(clip.labels, np.int64), dict(features.streams), context)
 
     def _begin(self) -> None:
-        for shard in self.plan.by_shard:
-            path = self._shard(shard)
-            if os.path.exists(path):
+        """Refuses what would be written over, and shards of something else, that `train*` would find too."""
+        ours = re.compile(
+            rf"({'|'.join(SPLITS)})-\d+{re.escape(_SUFFIX)}|{'|'.join(map(re.escape, _TABLES))}"
+        )
+        for name in sorted(os.listdir(self.folder)):
+            if ours.fullmatch(name):
                 raise UsageError(
-                    f"{path}: is there already, and not from an extraction that could go on. Remove it, or "
-                    f"{ADVICE[0].lower()}{ADVICE[1:]}."
+                    f"{self._path(name)}: is there already, and not from an extraction that could go on. "
+                    f"Remove it, or {ADVICE[0].lower()}{ADVICE[1:]}."
                 )
         self._journal.add(to_json(self.plan))
         self._describe()
@@ -208,9 +214,9 @@ class Store:
         """Vocabulary and provenance, which are known before the first clip."""
         self.plan.provenance.save(Path(self._path(SIDECAR)))
         if self.plan.names:
-            aside = self._path(".vocabulary.csv.partial")
+            aside = self._path(f".{VOCABULARY}.partial")
             Vocabulary(self.plan.names).save(aside)
-            os.replace(aside, self._path("vocabulary.csv"))
+            os.replace(aside, self._path(VOCABULARY))
 
     def _build_if_due(self, shard: str) -> None:
         """Writes a shard of which nothing is missing any more, unless it is there as it should be."""

@@ -7,6 +7,7 @@ are made without pyplot: no window, no state left behind, safe in threads and on
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nextvlad.errors import DataError, OutputError, UsageError
+from nextvlad.files import NewFile, why
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -228,11 +230,14 @@ def _load_matplotlib(out: Path) -> Callable[[float, float], Figure]:
 
 
 def _save(figure: Figure, out: Path) -> None:
+    picture = io.BytesIO()
+    figure.savefig(picture, format=out.suffix[1:].lower(), dpi=130)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, dpi=130)
     except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror or error}).") from error
+        raise OutputError(f"{out}: cannot be written ({why(error)}).") from error
+    with NewFile(out) as file:
+        file.write(picture.getvalue())
 
 
 def _tidy(axes: Axes) -> None:

@@ -73,16 +73,11 @@ class ReportWriter:
 
     def __enter__(self) -> Self:
         self._file.__enter__()
-        head = (files("nextvlad") / "tag_report.css").read_text(encoding="utf-8")
-        self._write(
-            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            # Nothing in the page may ask a network for anything, whatever is written into it.
-            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-            "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">\n"
-            f"<title>{escape(self._title)}</title>\n<style>\n{head}</style></head>\n<body><main>\n"
-            f"<header><h1>{escape(self._title)}</h1>{_facts(self._facts)}{_HOW_TO_READ}</header>\n"
-        )
+        try:
+            self._write(self._head())
+        except BaseException as error:
+            self._file.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     def add(self, video: TaggedVideo) -> None:
@@ -100,10 +95,26 @@ class ReportWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            script = (files("nextvlad") / "tag_report.js").read_text(encoding="utf-8")
-            self._write(f"</main>\n<script>\n{script}</script>\n</body></html>\n")
+        try:
+            if kind is None:
+                script = (files("nextvlad") / "tag_report.js").read_text(encoding="utf-8")
+                self._write(f"</main>\n<script>\n{script}</script>\n</body></html>\n")
+        except BaseException as failure:
+            self._file.__exit__(type(failure), failure, failure.__traceback__)
+            raise
         self._file.__exit__(kind, error, trace)
+
+    def _head(self) -> str:
+        style = (files("nextvlad") / "tag_report.css").read_text(encoding="utf-8")
+        return (
+            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            # Nothing in the page may ask a network for anything, whatever is written into it.
+            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+            "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">\n"
+            f"<title>{escape(self._title)}</title>\n<style>\n{style}</style></head>\n<body><main>\n"
+            f"<header><h1>{escape(self._title)}</h1>{_facts(self._facts)}{_HOW_TO_READ}</header>\n"
+        )
 
     def _write(self, text: str) -> None:
         self._file.write(text.encode("utf-8", errors="replace"))
