@@ -7,6 +7,7 @@ import builtins
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,16 @@ def test_thresholds_stay_with_their_checkpoint(folder: Path, tmp_path: Path) -> 
     later = [path for path in (run / "checkpoints").iterdir() if path != place]
     assert (run / "last").resolve() in later
     assert [checkpoint.read_thresholds(path, 5) for path in later] == [None] * len(later)
+
+
+@pytest.mark.usefixtures("no_png")
+def test_the_report_is_there_where_thresholds_cannot_be_saved(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run, symlinks=True)
+    (checkpoint.resolve(run) / "thresholds.json").mkdir()  # in the way
+    with pytest.raises(OutputError, match=r"thresholds\.json: cannot be written"):
+        report(run, [str(folder / "test-*")], HERE, out=tmp_path / "out", save_thresholds=True)
+    assert "They could not be saved: " in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.fixture(scope="module")

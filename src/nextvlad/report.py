@@ -88,17 +88,20 @@ def report(
     names = vocabulary.names if vocabulary else tuple(f"label {index}" for index in range(num_classes))
     found = collector.findings(names)
     shown, failures = _pictures(videos, data, found)
+    thresholds, not_saved = _thresholds(place, found, data, save=save_thresholds)
     about = About(
         title=f"Report on {_name_of(run, log)}",
         facts=_facts(place, data),
         notes=[*_notes(place, data, found, has_names=vocabulary is not None), *failures],
-        thresholds=_thresholds(place, found, data, save=save_thresholds),
+        thresholds=thresholds,
         rows=rows,
         pictures=shown,
     )
     _write(out, found, about, data, log)
     counts = f"{counted(found.metrics['num_videos'], 'video')}, {counted(len(found.seen_labels), 'label')}"
     say(f"{counts} -> {out / 'report.html'}")
+    if not_saved is not None:
+        raise not_saved
     return found
 
 
@@ -169,13 +172,15 @@ def _notes(place: Path, data: Sequence[str], found: Findings, *, has_names: bool
     return notes
 
 
-def _thresholds(place: Path, found: Findings, data: Sequence[str], *, save: bool) -> str:
-    """Saves the thresholds if asked to; what the page says of it."""
+def _thresholds(
+    place: Path, found: Findings, data: Sequence[str], *, save: bool
+) -> tuple[str, OutputError | None]:
+    """Saves the thresholds if asked to; what the page says of it, and why they could not be saved."""
     if not save:
         return (
             "They are not saved. With --save-thresholds they go into the checkpoint, where nextvlad tag "
             "finds them."
-        )
+        ), None
     chosen = {
         "rule": f"best F1 of a label, counted with {PRIOR_POSITIVES:g} positives of an average label",
         "data": list(data),
@@ -187,9 +192,12 @@ def _thresholds(place: Path, found: Findings, data: Sequence[str], *, save: bool
     }
     # The folder itself: `best`, a link, may lead to another one tomorrow.
     folder = place.parent / os.readlink(place) if place.is_symlink() else place
-    path = checkpoint.save_thresholds(folder, [label.cut.threshold for label in found.labels], chosen)
+    try:
+        path = checkpoint.save_thresholds(folder, [label.cut.threshold for label in found.labels], chosen)
+    except OutputError as error:  # the report is worth having all the same
+        return f"They could not be saved: {error}", error
     say(f"{counted(len(found.labels), 'threshold')} -> {path}")
-    return f"They are saved in {path}, where nextvlad tag finds them."
+    return f"They are saved in {path}, where nextvlad tag finds them.", None
 
 
 def _pictures(
