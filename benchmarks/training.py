@@ -26,6 +26,7 @@ from nextvlad.data.batch import FrameBatch
 from nextvlad.inference import autocast
 from nextvlad.models import branch_sums
 from nextvlad.models.base import cross_entropy
+from nextvlad.models.cpu import settle
 from nextvlad.models.nextvlad import NeXtVLAD
 from nextvlad.recipes import RECIPES
 
@@ -95,7 +96,8 @@ def _naive_loss(model: NeXtVLAD, batch: FrameBatch) -> Tensor:
     return cross_entropy(naive_nextvlad.logits(model, batch), batch.labels.float(), None) / batch.num_videos
 
 
-def _compare(precision: Precision, size: int, options: argparse.Namespace) -> Comparison:
+def _compare(asked: Precision, size: int, options: argparse.Namespace) -> Comparison:
+    precision = settle(asked, torch.device("cpu"))
     ours, plain = _model(options.quick), _model(options.quick)
     rounds = options.rounds + options.warmup
     batches = _batches(ours, size, rounds)
@@ -130,13 +132,13 @@ def _compare(precision: Precision, size: int, options: argparse.Namespace) -> Co
         return once
 
     return compare(
-        f"training {precision}, batch {size}",
-        {precision: in_turn(our_step), _EQUATIONS: in_turn(plain_step)},
+        f"training {asked}, batch {size}",
+        {asked: in_turn(our_step), _EQUATIONS: in_turn(plain_step)},
         unit="videos",
         rounds=options.rounds,
         warmup=options.warmup,
-        wanted={_EQUATIONS: _WANTED[precision]},
-        facts={"threads": torch.get_num_threads(), **differences},
+        wanted={_EQUATIONS: _WANTED[asked]},
+        facts={"threads": torch.get_num_threads(), "computed in": precision, **differences},
     )
 
 

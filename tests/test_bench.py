@@ -16,7 +16,7 @@ from nextvlad.bench_report import Stage, limits
 from nextvlad.config import NeXtVLADConfig, StreamConfig, TrainConfig, to_json
 from nextvlad.data.sources import read
 from nextvlad.errors import DataError, UsageError
-from nextvlad.models import build_model
+from nextvlad.models import build_model, cpu
 
 STREAMS = tuple(StreamConfig(name=name, size=size) for name, size in SIZES.items())
 MODEL = NeXtVLADConfig(
@@ -113,7 +113,9 @@ def test_a_checkpoint_and_a_recipe_of_other_streams(data: str, tmp_path: Path, c
     found = bench("infer", [data], model=tmp_path / "model", workers=0, seconds=0.0, rounds=1)
     assert found["facts"]["parameters"] == sum(p.numel() for p in build_model(MODEL).parameters())
     found = bench("infer", [data], recipe="small", workers=0, seconds=0.0, rounds=1, precision="bf16")
-    assert found["facts"]["precision"] == "bf16"
+    taken = cpu.settle("bf16", torch.device("cpu"))
+    assert found["facts"]["precision"] == taken
+    assert ("Computing in fp32: this CPU has no" in capfd.readouterr().err) == (taken == "fp32")
     bench("infer", [data], recipe="audioset_mean_pool", workers=0, seconds=0.0, rounds=1)
     assert "with the streams of the data: rgb:12 audio:6." in capfd.readouterr().err
 

@@ -217,6 +217,28 @@ def test_table_takes_the_last_result_and_leaves_out_what_there_is_none_of(tmp_pa
     assert table.speed_table({}, rows) == "Nothing has been measured yet."
 
 
+def test_table_of_tiny_sizes_and_of_other_precisions(tmp_path: Path) -> None:
+    table = load("table")
+    quick, other = _record(3, 9.0) | {"quick": True}, _record(2, 4.0)
+    other["comparisons"][0]["facts"] = {"computed in": "fp32"}
+    (tmp_path / "all.jsonl").write_text(json.dumps(quick) + "\n" + json.dumps(other) + "\n")
+    text = table.speed_table(table.read_results(tmp_path), (table.Row("w", "c", "theirs", "this", "that"),))
+    assert "| this (computed in fp32: faster on that CPU) | 1,230 videos/s | that | **4.00x** |" in text
+
+
+def test_rows_of_the_table_are_comparisons_that_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the benchmarks with a fixed list of them name them."""
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")  # which one of them sets
+    table = load("table")
+    named = {(row.what, row.comparison, row.other) for row in table.ROWS}
+    for what in ("inference", "training"):
+        module = load(what)
+        for precision in module._WANTED:
+            for size in (32, 80):
+                assert (what, f"{what} {precision}, batch {size}", module._EQUATIONS) in named
+
+
 def _record(day: int, ratio: float) -> dict[str, Any]:
     timings = {"ours": {"per_second": 1234.0}, "theirs": {"per_second": 1234.0 / ratio}}
     ratios = {"theirs": {"ratio": ratio, "quartiles": [ratio - 0.1, ratio + 0.1], "wanted": 2.0}}

@@ -207,7 +207,7 @@ def test_frames_as_they_come(config: Any, inference: bool) -> None:
     batch = batch_of([(11, 6)])
     rgb, audio = batch.streams["rgb"].values, batch.streams["audio"].values
     state = model.begin()
-    half = model.predict(state)
+    half = nothing = model.predict(state)
     assert half.shape == (7,)
     for second in range(11):
         frames = {"rgb": rgb[second : second + 1]}
@@ -220,6 +220,12 @@ def test_frames_as_they_come(config: Any, inference: bool) -> None:
         wanted = torch.sigmoid(own(batch))[0]
     assert differ(model.predict(state), wanted) < 1e-5
     assert differ(half, wanted) > 1e-4
+    with torch.inference_mode():  # a state begun in one mode goes on in the other
+        other = model.begin()
+    snapshot = dict(other)
+    model.update(other, {"rgb": rgb[:3]})
+    assert not torch.equal(model.predict(other), nothing)
+    assert torch.equal(model.predict(snapshot), nothing)
     assert torch.equal(model.predict(state), model.predict(state))
 
 

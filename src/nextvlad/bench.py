@@ -25,9 +25,11 @@ from nextvlad.bench_report import Stage, What, limits, print_report, processes
 from nextvlad.config import ModelConfig, Precision, StreamConfig, TrainConfig
 from nextvlad.data.batch import FrameBatch
 from nextvlad.data.device_batches import DeviceBatch, DeviceBatches
+from nextvlad.data.file_processes import num_processors
 from nextvlad.data.loader import FrameLoader, peek_streams
 from nextvlad.errors import UsageError
 from nextvlad.files import write_json
+from nextvlad.inference import without_instructions
 from nextvlad.models import build_model, count_parameters, for_inference
 from nextvlad.progress import ProgressBar, say
 from nextvlad.recipes import find_recipe
@@ -86,7 +88,7 @@ def bench(
         raise UsageError("bench runs in one process; start it without torchrun.")
     if threads is not None:
         torch.set_num_threads(threads)
-    cores = _usable_cores()
+    cores = num_processors()
     if workers is None:
         workers = min(cores, 8) if what == "read" else 1
     clock = _Clock(seconds, rounds)
@@ -105,7 +107,6 @@ def bench(
                 stages, more = _bench_training(data, clock, settings, where, batch_size, precision, workers)
         more |= {
             "device": _name_of(where),
-            "precision": precision,
             "model": str(model or recipe or "yt8m_paper"),
         }
     facts |= more
@@ -210,7 +211,11 @@ def _bench_inference(
     with loader() as whole:
         batches = iter(DeviceBatches(whole, device))
         stages.append(clock.time("both: reading and inference", lambda: infer(next(batches))))
-    return stages, {"batch_size": batch_size, "parameters": count_parameters(model)}
+    return stages, {
+        "batch_size": batch_size,
+        "parameters": count_parameters(model),
+        "precision": _precision(fast.precision, precision, device),
+    }
 
 
 def _bench_training(
@@ -250,7 +255,18 @@ def _bench_training(
         stages.append(clock.time("training steps, from memory", lambda: train(next(in_memory))))
         batches = iter(run.batches)
         stages.append(clock.time("both: reading and training", lambda: train(next(batches))))
-        return stages, {"batch_size": run.batch_size, "parameters": count_parameters(run.model)}
+        return stages, {
+            "batch_size": run.batch_size,
+            "parameters": count_parameters(run.model),
+            "precision": _precision(run.learner.precision, precision, device),
+        }
+
+
+def _precision(taken: Precision, asked: Precision, device: torch.device) -> Precision:
+    """What was computed in; says so where it is not what was asked for."""
+    if taken != asked:
+        say(without_instructions(taken, asked, device))
+    return taken
 
 
 def _time_reading(name: str, loader: FrameLoader, clock: _Clock) -> Stage:
@@ -301,9 +317,3 @@ def _model_for(model: ModelConfig, data: Sequence[str], *, may_be_open: bool = F
 
 def _name_of(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

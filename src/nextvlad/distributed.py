@@ -56,6 +56,8 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(f"cuda:{local}" if name == "cuda" else name)
+        if device.type not in ("cpu", "cuda"):  # others lack the float64 that folding needs
+            raise RuntimeError("CPUs and CUDA alone are supported")
         torch.zeros(1, device=device).tolist()  # fails for one that torch knows but that is not here
     except (RuntimeError, AssertionError) as error:
         raise UsageError(

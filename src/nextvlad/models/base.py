@@ -66,7 +66,7 @@ class Aggregator:
         """
         self.check_evaluating()
         for name, sums in self.aggregate(self.one_video(frames)).items():
-            state[name] += sums
+            state[name] = state[name] + sums  # a new one, so that a copy of the dictionary stays as it is
 
     @torch.no_grad()
     def predict(self, state: Sums) -> Tensor:

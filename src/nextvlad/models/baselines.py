@@ -77,7 +77,7 @@ class AsItIs(InferenceModel):
 
     def __init__(self, model: VideoModel, precision: Precision) -> None:
         super().__init__(model, "bf16" if precision == "int8" else precision)
-        self._model = copy.deepcopy(model)
+        self._model = copy.deepcopy(model).requires_grad_(False)
 
     @torch.no_grad()
     def aggregate(self, batch: FrameBatch) -> Sums:

@@ -211,7 +211,8 @@ class FoldedMixture(InferenceModel):
     @torch.no_grad()
     def __init__(self, model: Mixture, precision: Precision = "fp32") -> None:
         super().__init__(model, precision)
-        self._mixture = copy.deepcopy(model, {id(model.members): nn.ModuleList()})  # all but the members
+        all_but_the_members = copy.deepcopy(model, {id(model.members): nn.ModuleList()})
+        self._mixture = all_but_the_members.requires_grad_(False)
         preprocess = {stream.name: model.preprocessing(stream.name) for stream in model.config.streams}
         self.members = [
             FoldedNeXtVLAD(cast(NeXtVLAD, member), precision, preprocess) for member in model.members
