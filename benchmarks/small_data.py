@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import re
 import sys
 import tempfile
@@ -32,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import RESULTS, environment, hardware
+from measure import RESULTS, finish
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.model_selection import StratifiedGroupKFold
@@ -216,14 +215,7 @@ def main() -> None:
         )
     means = {m: float(np.mean([np.mean(one["accuracy"][m]) for one in results])) for m in METHODS}
     print(f"{'mean':36s}" + "".join(f"{means[method]:16.4f}" for method in METHODS))
-    record = {"what": "small_data", "recipe": given.recipe, "mean": means, "results": results}
-    line = json.dumps(record | {"environment": environment()})
-    print(line)
-    if given.out:
-        folder = Path(given.out)
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"small_data_{hardware()}.jsonl", "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+    finish("small_data", [], given, {"recipe": given.recipe, "mean": means, "results": results})
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -40,9 +41,17 @@ def test_easy_classes_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sorted(set(problem.classes)) == [0, 1]
     assert len(set(problem.groups)) == 10
     assert small_data.pooled(problem.records).shape == (80, 2 * 16 + 2 * 4)
-    found = small_data.solve(problem, "own", folds=1)
-    assert list(found) == ["own", "pooled", "pooled, tuned"]
-    assert all(len(scores) == 1 and scores[0] > 0.9 for scores in found.values()), found
+    options = ["--features", str(tmp_path / "all.tfrecord"), "--group", "^camera[0-9]+", "--folds", "1"]
+    monkeypatch.setattr(sys, "argv", ["small_data.py", *options, "--out", str(tmp_path / "out")])
+    small_data.main()
+    (kept,) = (tmp_path / "out").glob("small_data_*.jsonl")
+    record = json.loads(kept.read_text(encoding="utf-8"))
+    assert list(record["mean"]) == ["own", "pooled", "pooled, tuned"]
+    assert all(0.8 < score <= 1.0 for score in record["mean"].values()), record["mean"]
+    (result,) = record["results"]
+    assert result["videos"] == 80
+    assert {method: [score] for method, score in record["mean"].items()} == result["accuracy"]
+    assert load("table", monkeypatch).read_results(tmp_path / "out") == {}  # no times, and no harm
 
 
 def test_street_clips_are_busy_where_something_moves(
