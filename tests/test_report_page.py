@@ -172,6 +172,7 @@ def test_without_a_log_there_is_no_training_section() -> None:
         {"loss": None, "lr": None, "examples": 3},
         {"loss": 0.0, "lr": 0.0, "examples": 0},
         {"loss": "x", "lr": [], "examples": "y"},
+        {"loss": -1.7e308, "lr": 1.7e308, "examples": 3},
         {},
     ],
 )
@@ -207,6 +208,12 @@ def test_ticks_are_round_and_inside() -> None:
         "3G",
         "0.00025",
     ]
+
+
+def test_a_low_chart_has_room_for_powers_of_ten_alone() -> None:
+    axis = Axis("pairs", 0.8, 130.0, log=True)
+    assert axis.ticks(most=5) == [1.0, 10.0, 100.0]
+    assert axis.ticks(most=12) == [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]
 
 
 def test_a_curve_of_one_point_is_drawn() -> None:

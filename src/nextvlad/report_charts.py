@@ -16,6 +16,7 @@ Point = tuple[float, float]
 _WIDTH, _HEIGHT = 520, 300
 _FEW = 10  # pairs of a bin whose share is mostly chance
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 14, 44
+_TICK_HEIGHT = 14  # of its text, with room
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +45,12 @@ class Axis:
         at = math.log10(max(value, self.low)) if self.log else value
         return min(max((at - low) / (high - low), 0.0), 1.0) if high > low else 0.5
 
-    def ticks(self) -> list[float]:
-        """Round values, about five."""
+    def ticks(self, most: int = 12) -> list[float]:
+        """Round values, about five; of a logarithmic axis 1, 2, 5, 10, ... if these are at most `most`."""
         if self.log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            steps = (1, 2, 5) if self.high < 300 * self.low else (1,)
+            num_powers = math.log10(self.high) - math.log10(self.low)
+            steps = (1, 2, 5) if self.high < 300 * self.low and 3 * num_powers <= most else (1,)
             found = [step * 10.0**power for power in powers for step in steps]
         else:
             rough = (self.high - self.low) / 5 or 1.0
@@ -206,7 +208,7 @@ class _Frame:
     def axes(self) -> str:
         """Grid, ticks and names."""
         parts = []
-        for value in self._y.ticks():
+        for value in self._y.ticks(most=int((self._bottom - _TOP) / _TICK_HEIGHT)):
             y = self.at(self._x.low, value)[1]
             parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
             text = escape(self._y.write(value))

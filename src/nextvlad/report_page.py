@@ -7,7 +7,6 @@ address.
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -24,6 +23,7 @@ from nextvlad.report_numbers import PRIOR_POSITIVES, Reliability
 from nextvlad.report_parts import card, cell, decimal, small
 
 _LISTED_NAMES = 6
+_MOST = 1e100  # of what is drawn
 _METRICS = {
     "gap": ("GAP", "orange"),
     "hit_at_one": ("Hit@1", "blue"),
@@ -125,7 +125,7 @@ def _training(rows: Sequence[dict[str, Any]]) -> str:
     loss = axis_over("loss (nats a video)", values, log=low > 0 and high > 20 * low)
     chart = line_chart("Loss over videos seen", x, loss, [one for one in series if one.points])
     left, right = [card("Loss", chart)], []
-    if rates := _curve(train, "lr"):
+    if len(rates := _curve(train, "lr")) > 1:
         y = axis_over("", [p[1] for p in rates], from_zero=True)
         line = Series(name="learning rate", points=rates, colour="grey")
         left.append(card("Learning rate", line_chart("Learning rate", x, y, [line], height=190)))
@@ -143,12 +143,13 @@ def _training(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _curve(rows: Sequence[dict[str, Any]], key: str) -> list[tuple[float, float]]:
-    """(videos seen, value) of the rows that have a finite value."""
+    """(videos seen, value) of the rows that have a finite value, and none that no axis could hold."""
     pairs = ((row.get("examples"), row.get(key)) for row in rows)
     return [
         (float(seen), float(value))
         for seen, value in pairs
-        if isinstance(seen, int | float) and isinstance(value, int | float) and math.isfinite(value)
+        if isinstance(seen, int | float) and isinstance(value, int | float)
+        if abs(seen) < _MOST and abs(value) < _MOST
     ]
 
 
