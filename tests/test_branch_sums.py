@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -37,10 +40,15 @@ def frames_of(lengths: list[int], *, floats: bool = False, seed: int = 0) -> Fra
     return Frames(torch.randint(0, 256, shape, dtype=torch.uint8, generator=numbers), offsets)
 
 
-def outcome(made: Branch, sums: Tensor, mass: Tensor) -> dict[str, Tensor]:
-    """The sums, the gradients of some function of them, and the running statistics."""
-    numbers = torch.Generator().manual_seed(1)
-    weight, other = (torch.randn(x.shape, generator=numbers).to(x.device) for x in (sums, mass))
+def outcome(made: Branch, sums: Tensor, mass: Tensor, *, start: int = 0) -> dict[str, Tensor]:
+    """The sums, the gradients of some function of them, and the running statistics.
+
+    A video adds to the function what it would as video number `start` and on of a larger batch.
+    """
+    weight, other = (
+        torch.stack([_draw(x.shape[1:], number) for number in range(start, start + len(x))]).to(x.device)
+        for x in (sums, mass)
+    )
     made.zero_grad()
     ((sums * weight).sum() + (mass * other).sum()).backward()
     gradients = {name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None}
@@ -49,15 +57,24 @@ def outcome(made: Branch, sums: Tensor, mass: Tensor) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in found.items()} | gradients
 
 
+def _draw(shape: tuple[int, ...], number: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(number))
+
+
 def plainly(frames: Frames) -> dict[str, Tensor]:
     made = branch()
     return outcome(made, *made.aggregate_plainly(frames.values, frames.offsets))
 
 
 def in_training(
-    frames: Frames, *, folded: bool | None, dtype: torch.dtype = torch.float32
+    frames: Frames,
+    *,
+    folded: bool | None,
+    dtype: torch.dtype = torch.float32,
+    made: Branch | None = None,
+    start: int = 0,
 ) -> dict[str, Tensor]:
-    made = branch()
+    made = made or branch()
     found = branch_sums.branch_sums(
         frames.values,
         frames.offsets,
@@ -68,7 +85,7 @@ def in_training(
         folded=folded,
     )
     made.assignment_norm.remember(found.mean, found.var, found.num_frames)
-    return outcome(made, found.sums, found.mass)
+    return outcome(made, found.sums, found.mass, start=start)
 
 
 def assert_alike(ours: dict[str, Tensor], plain: dict[str, Tensor], tolerance: float) -> None:
@@ -140,6 +157,49 @@ def test_a_gradient_to_the_frames_takes_the_plain_way() -> None:
     sums.square().sum().backward()
     assert frames.values.grad is not None
     assert float(frames.values.grad.abs().sum()) > 0
+
+
+def test_ranks_with_many_and_with_few_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks, as threads, are one process with all frames, also where alone one would fold and one not."""
+    own, meet = threading.local(), threading.Barrier(2)
+    sent: dict[int, Tensor] = {}
+
+    def sum_over_ranks(values: Tensor) -> Tensor:
+        sent[own.rank] = values.clone()
+        meet.wait(10)
+        values.copy_(sent[0] + sent[1])
+        meet.wait(10)
+        return values
+
+    lengths = [[9, 0, 8, 5], [4, 2]]
+    assert [branch_sums.folding_pays(sum(of_rank), STREAM.size, 2 * STREAM.size) for of_rank in lengths] == [
+        True,
+        False,
+    ]
+    branches = [branch(), branch()]
+
+    def one(rank: int) -> dict[str, Tensor]:
+        own.rank = rank
+        frames = frames_of([*lengths[0], *lengths[1]])
+        first = 0 if rank == 0 else sum(lengths[0])
+        bounds = torch.tensor([0, *lengths[rank]]).cumsum(0)
+        part = Frames(frames.values[first : first + int(bounds[-1])], bounds)
+        start = 0 if rank == 0 else len(lengths[0])
+        return in_training(part, folded=None, made=branches[rank], start=start)
+
+    wanted = in_training(frames_of([*lengths[0], *lengths[1]]), folded=True)
+    monkeypatch.setattr(branch_sums.distributed, "is_distributed", lambda: True)
+    monkeypatch.setattr(branch_sums.distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(branch_sums.distributed, "rank", lambda: own.rank)
+    monkeypatch.setattr(branch_sums.distributed, "sum_over_ranks", sum_over_ranks)
+    with ThreadPoolExecutor(2) as pool:
+        ranks = list(pool.map(one, range(2)))
+    for name in ("mean", "var"):
+        torch.testing.assert_close(ranks[0][name], ranks[1][name], rtol=0, atol=1e-6)
+    found = {name: ranks[0][name] + ranks[1][name] for name in wanted.keys() - {"sums", "mass"}}
+    found |= {name: ranks[0][name] for name in ("mean", "var")}
+    found |= {name: torch.cat([rank[name] for rank in ranks]) for name in ("sums", "mass")}
+    assert_alike(found, wanted, 1e-5)
 
 
 def test_the_same_twice() -> None:

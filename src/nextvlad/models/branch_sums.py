@@ -110,10 +110,15 @@ def branch_sums(
         weights: of the branch, not folded.
         epsilon: of the batch norm.
         dtype: of products, and of what is kept for the backward pass.
-        folded: whether assignment and attention are applied to frames; None: where that pays.
+        folded: whether assignment and attention are applied to frames, on all ranks alike; None: where that
+            pays, and with several ranks always.
     """
     if folded is None:
-        folded = folding_pays(len(values), weights.expand.shape[1], weights.expand.shape[0])
+        # Ranks have other numbers of frames, but must all do the same: what folding leaves out of the means,
+        # and of the gradients of bias and assignment, is nothing only in the sum over all frames.
+        folded = distributed.is_distributed() or folding_pays(
+            len(values), weights.expand.shape[1], weights.expand.shape[0]
+        )
     with torch.autocast(values.device.type, enabled=False):
         sums, mass, mean, var, count = _BranchSums.apply(  # type: ignore[no-untyped-call]
             values, offsets, prepare, folded, epsilon, dtype, *(weights.fold() if folded else weights)
