@@ -190,3 +190,7 @@ def test_names_that_are_not_text(folder: Path) -> None:
     (draft,) = (draft for draft in found if draft.video_id.startswith("caf"))
     assert draft.video_id == "caf\\xe9 \n\xe9"
     assert shown(draft.file.path).encode()
+
+
+def test_names_cannot_move_the_cursor_of_a_terminal() -> None:
+    assert shown("a\nb \x1b[31m \x9b é 日") == "a\\x0ab \\x1b[31m \\x9b é 日"

@@ -66,6 +66,8 @@ def test_formats(tmp_path: Path, content: str | bytes, names: tuple[str, ...]) -
         (b"caf\xe9\n", "names.csv: not UTF-8 text .* at byte 3"),
         ('index,name\n0,a\n1,"b\n2,c\n', "line 3: not valid CSV .* Is a quotation mark not closed"),
         ("index,name\n0," + "x" * 200_000 + "\n", "names.csv, line 2: not valid CSV"),
+        ("path,labels\na.mp4,dog;cat\n", "a table of videos \\(path,labels\\), wanted class names"),
+        ("label,youtube_id,time_start,time_end,split\ndog,a,0,1,train\n", "a table of videos"),
     ],
 )
 def test_refused(tmp_path: Path, content: str | bytes, message: str) -> None:

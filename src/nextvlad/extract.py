@@ -335,6 +335,6 @@ def _report(store: Store, seconds: float) -> None:
     if failed:
         print(f"  failed   {len(failed):,}, listed in {FAILURES}; the same command tries them again")
         for outcome in failed[:_LISTED]:
-            print(f"    {outcome.failure}")
+            print(f"    {shown(outcome.failure or '')}")
         if len(failed) > _LISTED:
             print(f"    and {len(failed) - _LISTED:,} more")

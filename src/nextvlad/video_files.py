@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ _VIDEO = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts vob webm wmv"
 _SOUND = "aac flac m4a mp3 oga ogg opus wav"
 SUFFIXES = frozenset(f".{ending}" for ending in f"{_VIDEO} {_SOUND}".split())
 """What is looked for in folders, in any letter case; a file that is named itself may end in anything."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # would move the cursor, or begin a line in a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +59,13 @@ def _identity(path: str) -> tuple[int, int] | str:
 
 
 def shown(name: str) -> str:
-    r"""A path as text that can be printed and written: bytes that are not UTF-8 as \xNN."""
-    return os.fsencode(name).decode(errors="backslashreplace")
+    r"""A path as text that can be printed and written: control characters and what is not UTF-8 as \xNN.
+
+    >>> shown("a\nb")
+    'a\\x0ab'
+    """
+    text = os.fsencode(name).decode(errors="backslashreplace")
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def _videos_in(folder: str) -> list[str]:

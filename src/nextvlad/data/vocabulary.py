@@ -12,6 +12,7 @@ from typing import Self
 from nextvlad.errors import ConfigError, OutputError
 
 _NAME_COLUMNS = ("name", "display_name")
+_TABLE_COLUMNS = {"path", "video_path", "file", "filename", "video", "video_id", "youtube_id", "labels"}
 _CODE_COLUMNS = ("knowledgegraphid", "mid")
 
 
@@ -110,6 +111,11 @@ def _columns(content: str, where: str) -> tuple[int, int, int | None, bool] | No
         return header.index("index"), name, code, True
     if len(first) == 2 and header[0].isdecimal():
         return 0, 1, None, False
+    if len(first) > 1 and not _TABLE_COLUMNS.isdisjoint(header):
+        raise ConfigError(
+            f"{where}: a table of videos ({','.join(first)[:60]}), wanted class names: index,name rows or "
+            "one name a line. `nextvlad extract` writes a vocabulary.csv."
+        )
     return None
 
 
