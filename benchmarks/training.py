@@ -1,16 +1,23 @@
 """Training steps a second, optimiser included, against the equations written out on padded batches.
 
 The paper's model from its initial weights, YouTube-8M's streams, 120 to 300 frames a video, another batch
-each round. Ours is the step that `nextvlad train` makes: forward, backward, L2, clipping, fused Adam. The
-other is a plain implementation's: padded frames, autograd through the equations, foreach Adam. Gradients are
-compared before. Both take large memory in large pages, as the command line does (cli.py).
+each round. Ours is the step that `nextvlad train` makes: forward, backward, L2, clipping, fused Adam, in a
+process set up as the command line does it (large pages, cli.py; denormal numbers flushed, train_step.py). The
+other is a plain implementation's: padded frames, autograd through the equations, foreach Adam; once in a
+process of its own, set up as PyTorch is, and once in ours, which shows what the set-up alone gives. Gradients
+are compared before.
+
+A precision that this CPU has no instructions for is left out: training would take float32 in its place.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # before torch
 
@@ -32,6 +39,9 @@ from nextvlad.recipes import RECIPES
 
 _WANTED: dict[Precision, float] = {"fp32": 3.3, "bf16": 4.8}
 _EQUATIONS = "equations, padded, foreach Adam"
+_SET_UP = "the same in our set-up"
+_PLAIN = "--plain-worker"
+_CPU = torch.device("cpu")
 _OPTIM = OptimConfig()
 
 
@@ -39,9 +49,15 @@ def main() -> None:
     options = _options()
     if options.threads:
         torch.set_num_threads(options.threads)
-    torch.set_flush_denormal(True)  # for all alternatives
+    if options.plain_worker:
+        _work_plainly(options.plain_worker, options)
+        return
+    torch.set_flush_denormal(True)
+    precisions = [precision for precision in options.precisions if settle(precision, _CPU) == precision]
+    if left_out := set(options.precisions) - set(precisions):
+        print(f"Left out, as this CPU has no instructions for it: {', '.join(left_out)}\n")
     comparisons = [
-        _compare(precision, size, options) for size in options.batch_sizes for precision in options.precisions
+        _compare(precision, size, options) for size in options.batch_sizes for precision in precisions
     ]
     if options.folding:
         comparisons += [_compare_folding(frames, options) for frames in options.folding]
@@ -59,6 +75,7 @@ def _options() -> argparse.Namespace:
         default=[1024, 2048, 4096],
         help="frames with which one branch is timed folded and not",
     )
+    options.add_argument(_PLAIN, type=int, metavar="SIZE", help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.quick:
         given.batch_sizes, given.rounds, given.folding = [3], 2, [64]
@@ -88,7 +105,7 @@ def _batches(model: NeXtVLAD, size: int, count: int) -> list[FrameBatch]:
 
 
 def _our_loss(model: NeXtVLAD, batch: FrameBatch, precision: Precision) -> Tensor:
-    with autocast(torch.device("cpu"), precision):
+    with autocast(_CPU, precision):
         return model.loss(batch, batch.labels.float()) / batch.num_videos
 
 
@@ -96,15 +113,14 @@ def _naive_loss(model: NeXtVLAD, batch: FrameBatch) -> Tensor:
     return cross_entropy(naive_nextvlad.logits(model, batch), batch.labels.float(), None) / batch.num_videos
 
 
-def _compare(asked: Precision, size: int, options: argparse.Namespace) -> Comparison:
-    precision = settle(asked, torch.device("cpu"))
+def _compare(precision: Precision, size: int, options: argparse.Namespace) -> Comparison:
     ours, plain = _model(options.quick), _model(options.quick)
     rounds = options.rounds + options.warmup
     batches = _batches(ours, size, rounds)
     differences = _gradient_differences(ours, plain, batches[0], precision)
 
     adam = optim.make_optimizer(ours, _OPTIM)
-    foreach = torch.optim.AdamW(plain.parameters(), lr=_OPTIM.lr, weight_decay=0.0, foreach=True)
+    plain_step = _plain_step(plain)
 
     def our_step(batch: FrameBatch) -> None:
         adam.zero_grad(set_to_none=True)
@@ -114,32 +130,76 @@ def _compare(asked: Precision, size: int, options: argparse.Namespace) -> Compar
         optim.clip_gradients(ours.parameters(), _OPTIM)
         adam.step()
 
-    def plain_step(batch: FrameBatch) -> None:
+    with _plain_process(size, options) as elsewhere:
+        return compare(
+            f"training {precision}, batch {size}",
+            {
+                precision: _in_turn(our_step, batches),
+                _EQUATIONS: elsewhere,
+                _SET_UP: _in_turn(plain_step, batches),
+            },
+            unit="videos",
+            rounds=options.rounds,
+            warmup=options.warmup,
+            wanted={_EQUATIONS: _WANTED[precision]},
+            facts={"threads": torch.get_num_threads(), **differences},
+        )
+
+
+def _plain_step(model: NeXtVLAD) -> Callable[[FrameBatch], None]:
+    foreach = torch.optim.AdamW(model.parameters(), lr=_OPTIM.lr, weight_decay=0.0, foreach=True)
+
+    def step(batch: FrameBatch) -> None:
         foreach.zero_grad(set_to_none=True)
-        _naive_loss(plain, batch).backward()
-        optim.add_l2_gradient(plain.class_layers().values(), _OPTIM.l2)
-        nn.utils.clip_grad_norm_(plain.parameters(), _OPTIM.clip_norm)
+        _naive_loss(model, batch).backward()
+        optim.add_l2_gradient(model.class_layers().values(), _OPTIM.l2)
+        nn.utils.clip_grad_norm_(model.parameters(), _OPTIM.clip_norm)
         foreach.step()
 
-    def in_turn(step: Callable[[FrameBatch], None]) -> Callable[[], float]:
-        coming = iter(batches)
+    return step
+
+
+def _in_turn(step: Callable[[FrameBatch], None], batches: list[FrameBatch]) -> Callable[[], float]:
+    coming = iter(batches)
+
+    def once() -> float:
+        batch = next(coming)
+        step(batch)
+        return batch.num_videos
+
+    return once
+
+
+@contextmanager
+def _plain_process(size: int, options: argparse.Namespace) -> Iterator[Callable[[], float]]:
+    """A process without our settings; each call has it make one step."""
+    command = [sys.executable, __file__, _PLAIN, str(size), "--rounds", str(options.rounds)]
+    command += ["--warmup", str(options.warmup), "--threads", str(torch.get_num_threads())]
+    command += ["--quick"] if options.quick else []
+    environment = os.environ | {"THP_MEM_ALLOC_ENABLE": "0"}
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        orders, answers = process.stdin, process.stdout
+        assert answers.readline() == "ready\n"
 
         def once() -> float:
-            batch = next(coming)
-            step(batch)
-            return batch.num_videos
+            print("step", file=orders, flush=True)
+            return float(answers.readline())
 
-        return once
+        yield once
+        orders.close()
 
-    return compare(
-        f"training {asked}, batch {size}",
-        {asked: in_turn(our_step), _EQUATIONS: in_turn(plain_step)},
-        unit="videos",
-        rounds=options.rounds,
-        warmup=options.warmup,
-        wanted={_EQUATIONS: _WANTED[asked]},
-        facts={"threads": torch.get_num_threads(), "computed in": precision, **differences},
-    )
+
+def _work_plainly(size: int, options: argparse.Namespace) -> None:
+    """In that process: a step for each line that comes."""
+    model = _model(options.quick)
+    once = _in_turn(_plain_step(model), _batches(model, size, options.rounds + options.warmup))
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        print(once(), flush=True)
 
 
 def _gradient_differences(

@@ -169,6 +169,7 @@ RECIPES: dict[str, Recipe] = {
             data=DataConfig(batch_size=32),
             optim=OptimConfig(lr=2e-3, schedule="cosine", warmup=0.05, weight_decay=0.05, mixup=1.0),
             epochs=12,
+            log_every=10,
             best_by="loss",
         ),
     ),
