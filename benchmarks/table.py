@@ -1,7 +1,7 @@
-"""The README's table of speeds, from the files in benchmarks/results.
+"""The README's table of speeds, from the files in benchmarks/results: one for each machine.
 
 `python benchmarks/table.py` prints it; with `--write` it replaces what stands between the markers in the
-README. A row whose comparison nobody has measured is left out. Of several results the last counts.
+README. A row whose comparison nobody has measured is left out. Of several results of a machine the last counts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- speed -->", "<!-- /speed -->"
 
-_Results = dict[tuple[str, str], dict[str, Any]]
+_OfMachine = dict[tuple[str, str], dict[str, Any]]
+_Results = dict[str, _OfMachine]
 
 
 class Row(NamedTuple):
@@ -139,16 +140,16 @@ ROWS = (
     ),
     Row(
         "training",
-        "training fp32, batch 80",
+        "training bf16, batch 32",
         "equations, padded, foreach Adam",
-        "training step fp32, paper's model, batch 80",
+        "training step bf16, paper's model, batch 32",
         "the equations on padded batches, fp32, foreach Adam",
     ),
     Row(
         "training",
-        "training bf16, batch 32",
+        "training fp32, batch 80",
         "equations, padded, foreach Adam",
-        "training step bf16, paper's model, batch 32",
+        "training step fp32, paper's model, batch 80",
         "the equations on padded batches, fp32, foreach Adam",
     ),
     Row(
@@ -175,33 +176,69 @@ def main() -> None:
 
 
 def read_results(folder: Path) -> _Results:
-    """(what, comparison) -> the last comparison of that name, with `record`, the whole it came from."""
+    """Machine, the newest first -> (what, comparison) -> the last of that name, with its `date`."""
     lines = (line for path in folder.glob("*.jsonl") for line in path.read_text("utf-8").splitlines())
     records = [record for record in map(json.loads, lines) if not record.get("quick")]
     found: _Results = {}
     for record in sorted(records, key=lambda record: str(record["date"])):
+        machine = _machine(record["environment"])
+        of_machine = found.pop(machine, {})
         for comparison in record["comparisons"]:
-            found[record["what"], comparison["name"]] = comparison | {"record": record}
-    return found
+            of_machine[record["what"], comparison["name"]] = comparison | {"date": record["date"][:10]}
+        found[machine] = of_machine
+    return dict(reversed(found.items()))
 
 
 def speed_table(results: _Results, rows: tuple[Row, ...] = ROWS) -> str:
     """Markdown; says so where there is nothing yet."""
+    parts = []
+    for machine, of_machine in results.items():
+        lines = [
+            *_ratios(of_machine, rows),
+            *_shares(of_machine),
+            *_exponents(of_machine),
+            *_start(of_machine),
+        ]
+        if lines:
+            days = sorted({comparison["date"] for comparison in of_machine.values()})
+            when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+            head = ["| what | here | against | ratio | quartiles | aim |", "|---|---|---|---|---|---|"]
+            parts.append("\n".join([f"**{machine}**, {when}:", "", *head, *lines]))
+    return "\n\n".join(parts) or "Nothing has been measured yet."
+
+
+def _ratios(results: _OfMachine, rows: tuple[Row, ...]) -> list[str]:
+    return [
+        _line(results[row.what, row.comparison], row.other, row.text, row.against)
+        for row in rows
+        if row.other in results.get((row.what, row.comparison), {}).get("ratios", {})
+    ]
+
+
+def _shares(results: _OfMachine) -> list[str]:
+    """Extraction, against whichever part alone is the slower one."""
+    return [
+        _line(comparison, other, f"`nextvlad extract`, {name.split(', ')[1]}", other)
+        for (what, name), comparison in results.items()
+        if what == "extraction"
+        for other, ratio in comparison["ratios"].items()
+        if ratio["wanted"]
+    ]
+
+
+def _line(comparison: dict[str, Any], other: str, text: str, against: str) -> str:
+    ratio = comparison["ratios"][other]
+    ours = next(iter(comparison["timings"].values()))["per_second"]
+    low, high = (_short(value) for value in ratio["quartiles"])
+    wanted = f"{ratio['wanted']:g}x" if ratio["wanted"] else ""
+    return (
+        f"| {text} | {_rate(ours)} {comparison['unit']}/s | {against} "
+        f"| **{_short(ratio['ratio'])}x** | {low} to {high} | {wanted} |"
+    )
+
+
+def _exponents(results: _OfMachine) -> list[str]:
     lines = []
-    used = []
-    for row in rows:
-        comparison = results.get((row.what, row.comparison))
-        ratio = comparison["ratios"].get(row.other) if comparison else None
-        if comparison is None or ratio is None:
-            continue
-        ours = next(iter(comparison["timings"].values()))["per_second"]
-        low, high = (_short(value) for value in ratio["quartiles"])
-        wanted = f"{ratio['wanted']:g}x" if ratio["wanted"] else ""
-        lines.append(
-            f"| {row.text}{_taken(comparison)} | {_rate(ours)} {comparison['unit']}/s | {row.against} "
-            f"| **{_short(ratio['ratio'])}x** | {low} to {high} | {wanted} |"
-        )
-        used.append(comparison["record"])
     for (what, name), comparison in results.items():
         if what == "scaling":
             facts = comparison["facts"]
@@ -210,24 +247,15 @@ def speed_table(results: _Results, rows: tuple[Row, ...] = ROWS) -> str:
                 f"| a video's cost against {name.split(', ')[1]}, {name.split(', ')[0]} | exponent of time "
                 f"{facts['time exponent']:.2f}{memory} | | | | {facts['expected']:g} |"
             )
-            used.append(comparison["record"])
+    return lines
+
+
+def _start(results: _OfMachine) -> list[str]:
     startup = results.get(("startup", "help"))
-    if startup:
-        seconds = startup["timings"]["nextvlad --help"]["median_s"]
-        lines.append(
-            f"| `nextvlad --help` | {seconds:.2f} s | | | | below {startup['facts']['wanted_s']} s |"
-        )
-        used.append(startup["record"])
-    if not lines:
-        return "Nothing has been measured yet."
-    head = ["| what | here | against | ratio | quartiles | aim |", "|---|---|---|---|---|---|"]
-    return "\n".join([*head, *lines, "", _where(used)])
-
-
-def _taken(comparison: dict[str, Any]) -> str:
-    """What to say where the machine computed in another precision than was asked for."""
-    asked, taken = next(iter(comparison["timings"])), comparison.get("facts", {}).get("computed in")
-    return f" (computed in {taken}: faster on that CPU)" if taken and taken != asked else ""
+    if startup is None:
+        return []
+    seconds = startup["timings"]["nextvlad --help"]["median_s"]
+    return [f"| `nextvlad --help` | {seconds:.2f} s | | | | below {startup['facts']['wanted_s']} s |"]
 
 
 def insert(text: str, table: str) -> str:
@@ -236,11 +264,6 @@ def insert(text: str, table: str) -> str:
     if len(pattern.findall(text)) != 1:
         raise SystemExit(f"wanted {BEGIN} and {END} once, with empty lines inside and something between")
     return pattern.sub(lambda _: table, text)
-
-
-def _where(records: list[dict[str, Any]]) -> str:
-    machines = sorted({_machine(record["environment"]) for record in records})
-    return f"Measured on {'; '.join(machines)}; [benchmarks](benchmarks/README.md) says how."
 
 
 def _machine(environment: dict[str, Any]) -> str:
