@@ -1,7 +1,7 @@
 """The README's table of speeds, from the files in benchmarks/results: one for each machine.
 
 `python benchmarks/table.py` prints it; with `--write` it replaces what stands between the markers in the
-README. A row whose comparison nobody has measured is left out. Of several results of a machine the last counts.
+README. A row whose comparison nobody has measured is left out. Of several results the last counts.
 """
 
 from __future__ import annotations
