@@ -58,7 +58,7 @@ format: .venv/.installed-test
 	$(BIN)/ruff format $(SOURCES)
 
 clean:
-	rm -rf build dist demo-run .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist demo-run demo-video-run .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-venv:

@@ -232,9 +232,15 @@ def _line(comparison: dict[str, Any], other: str, text: str, against: str) -> st
     low, high = (_short(value) for value in ratio["quartiles"])
     wanted = f"{ratio['wanted']:g}x" if ratio["wanted"] else ""
     return (
-        f"| {text} | {_rate(ours)} {comparison['unit']}/s | {against} "
+        f"| {text}{_taken(comparison)} | {_rate(ours)} {comparison['unit']}/s | {against} "
         f"| **{_short(ratio['ratio'])}x** | {low} to {high} | {wanted} |"
     )
+
+
+def _taken(comparison: dict[str, Any]) -> str:
+    """What to say where the machine computed in another precision than was asked for."""
+    asked, taken = next(iter(comparison["timings"])), comparison.get("facts", {}).get("computed in")
+    return f" (computed in {taken}: faster on that CPU)" if taken and taken != asked else ""
 
 
 def _exponents(results: _OfMachine) -> list[str]:
