@@ -188,7 +188,7 @@ def test_names_that_are_not_text(folder: Path) -> None:
         all_files(expand_videos(["clips/dog"]), folders_are_labels=False, given=["clips/dog"]).drafts
     )
     (draft,) = (draft for draft in found if draft.video_id.startswith("caf"))
-    assert draft.video_id == "caf\\xe9 \n\xe9"
+    assert draft.video_id == "caf\\xe9 \\x0a\xe9"
     assert shown(draft.file.path).encode()
 
 

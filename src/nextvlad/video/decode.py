@@ -104,11 +104,11 @@ class Clip:
             long = self.media.duration_seconds
             length = f"it is {long:.2f} seconds long" if long else "it is shorter than that"
             return f"nothing from second {start or 0:g} to {'its end' if end is None else end}; {length}."
-        for name, asked, other, there in (
+        for name, wanted, other, there in (
             ("pictures", self.options.pictures, self.options.sound, self.media.has_video),
             ("sound", self.options.sound, self.options.pictures, self.media.has_audio),
         ):
-            if asked and not other and not there:
+            if wanted and not other and not there:
                 return f"no {name} in it, and nothing else is asked for."
         asked = "" if self.options.pictures and self.options.sound else " of what was asked for"
         return (
