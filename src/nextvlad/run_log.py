@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: metrics.jsonl, and TensorBoard events on request."""
+"""What a run tells: its settings when it begins, metrics.jsonl as it goes, TensorBoard events on request."""
 
 from __future__ import annotations
 
@@ -8,9 +8,51 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+
 from nextvlad import distributed
-from nextvlad.config import TrainConfig
+from nextvlad.config import Precision, TrainConfig, to_json
 from nextvlad.errors import OutputError, UsageError
+from nextvlad.inference import without_instructions
+from nextvlad.models import Model, count_parameters
+from nextvlad.progress import say
+from nextvlad.start import shortened
+
+
+def describe_run(
+    config: TrainConfig, model: Model, *, num_examples: int, unit: str, precision: Precision, begins: bool
+) -> None:
+    """What the terminal shows first.
+
+    Args:
+        config: settled.
+        model: on its device.
+        num_examples: of the training data, counted in `unit`: "videos", "segments".
+        unit: as a plural.
+        precision: that is computed in.
+        begins: the run does, rather than go on.
+    """
+    values = to_json(config)
+    groups = [(key, values.pop(key)) for key in ("model", "data", "optim")]
+    for title, group in [*groups, ("run", values)]:
+        if title == "model":
+            group["streams"] = " ".join(str(stream) for stream in config.model.streams)
+        say(f"{title:6s} " + "  ".join(f"{key}={shortened(value)}" for key, value in group.items()))
+    say(
+        f"{count_parameters(model):,} parameters; {num_examples:,} training {unit}; "
+        f"{model.device}, {torch.get_num_threads()} threads, {distributed.world_size()} process(es)"
+    )
+    if precision != config.precision:
+        say(without_instructions(precision, config.precision, model.device))
+    rgb_raw = any(
+        stream.name == "rgb" and stream.size == 1024 and model.preprocessing("rgb").is_plain
+        for stream in config.model.streams
+    )
+    if rgb_raw and begins:
+        say(
+            "Note: rgb is used as stored. The originals undo YouTube-8M's PCA whitening first; to do "
+            "the same, pass --data.eigenvalues eigenvals.npy (from YouTube-8M's yt8m_pca archive)."
+        )
 
 
 @contextmanager

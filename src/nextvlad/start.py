@@ -219,6 +219,39 @@ def ignore(error: RecordError) -> None:
     del error
 
 
+def start_weights(
+    model: Model, config: TrainConfig, vocabulary: Vocabulary | None, init: Path | None
+) -> None:
+    """What a new run's weights are beside random: those of `init`, and the reverse whitening; says it.
+
+    Args:
+        model: fresh.
+        config: settled.
+        vocabulary: of the run, by whose names classes are matched.
+        init: a checkpoint or a run; None: random weights.
+    """
+    if init is not None:
+        place = checkpoint.resolve(init)
+        report = checkpoint.initialise(model, place, vocabulary)
+        if distributed.is_main():
+            say(
+                f"From {init}: {len(report.loaded)} tensors loaded, {len(report.fresh)} fresh, "
+                f"{len(report.skipped)} skipped; {report.classes_matched} of "
+                f"{config.model.num_classes} classes matched."
+            )
+            for title, names in (("fresh", report.fresh), ("skipped", report.skipped)):
+                if names:
+                    say(f"  {title}: {', '.join(names)}")
+            theirs = checkpoint.read_config(place).num_classes
+            if vocabulary is None and theirs != config.model.num_classes:
+                say(
+                    f"  The classifier starts anew: the checkpoint has {theirs} classes, this model "
+                    f"{config.model.num_classes}. To keep it: --model.num-classes {theirs}."
+                )
+    if config.data.eigenvalues is not None:
+        undo_whitening(model, Path(config.data.eigenvalues))
+
+
 def undo_whitening(model: Model, path: Path) -> None:
     """Puts the originals' reverse whitening into the model's rgb preprocessing.
 

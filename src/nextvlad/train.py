@@ -25,10 +25,10 @@ from nextvlad.data.segments import Segments
 from nextvlad.errors import CheckpointError, ConfigError, OutputError, RecordError, TrainingError
 from nextvlad.evaluate import check_scored, score
 from nextvlad.files import write_json
-from nextvlad.inference import tell_damage, without_instructions
-from nextvlad.models import Model, build_model, count_parameters, for_inference
+from nextvlad.inference import tell_damage
+from nextvlad.models import Model, build_model, for_inference
 from nextvlad.progress import ProgressBar, say
-from nextvlad.run_log import log_row, open_log, tensorboard
+from nextvlad.run_log import describe_run, log_row, open_log, tensorboard
 from nextvlad.start import (
     batch_size_of_the_run,
     check_same_run,
@@ -38,8 +38,7 @@ from nextvlad.start import (
     place_to_resume,
     settle,
     settle_provenance,
-    shortened,
-    undo_whitening,
+    start_weights,
 )
 from nextvlad.stopping import Interrupted, Stop, stop_on_signals
 from nextvlad.train_step import Learner, flushed_denormals
@@ -126,7 +125,7 @@ class Run:
         if self.start_from is not None:
             checkpoint.load_weights(self.model, self.start_from)
         else:
-            self._start_weights(init)
+            start_weights(self.model, config, self.vocabulary, init)
         self.learner = Learner(self.model, config)
         self.batch_size = self._settle_batch_size(largest_batch)
         config = self.config
@@ -181,34 +180,18 @@ class Run:
             self.config = replace(self.config, data=replace(self.config.data, batch_size=size))
         return size
 
-    def _start_weights(self, init: Path | None) -> None:
-        eigenvalues = self.config.data.eigenvalues
-        if init is not None:
-            place = checkpoint.resolve(init)
-            report = checkpoint.initialise(self.model, place, self.vocabulary)
-            if distributed.is_main():
-                say(
-                    f"From {init}: {len(report.loaded)} tensors loaded, {len(report.fresh)} fresh, "
-                    f"{len(report.skipped)} skipped; {report.classes_matched} of "
-                    f"{self.config.model.num_classes} classes matched."
-                )
-                for title, names in (("fresh", report.fresh), ("skipped", report.skipped)):
-                    if names:
-                        say(f"  {title}: {', '.join(names)}")
-                theirs = checkpoint.read_config(place).num_classes
-                if self.vocabulary is None and theirs != self.config.model.num_classes:
-                    say(
-                        f"  The classifier starts anew: the checkpoint has {theirs} classes, this model "
-                        f"{self.config.model.num_classes}. To keep it: --model.num-classes {theirs}."
-                    )
-        if eigenvalues is not None:
-            undo_whitening(self.model, Path(eigenvalues))
-
     def go(self, stop: Stop) -> dict[str, Any]:
         """The loop."""
         if distributed.is_main():
             self._prepare_folder()
-            self._describe()
+            describe_run(
+                self.config,
+                self.model,
+                num_examples=self.num_examples,
+                unit=self.unit,
+                precision=self.learner.precision,
+                begins=self.step == 0,
+            )
         config = self.config
         result: dict[str, Any] = {}
         since, since_videos = time.monotonic(), 0
@@ -449,29 +432,6 @@ class Run:
                 f"{self.out}: cannot be made ({error.strerror or error}); choose another --out."
             ) from error
         write_json(self.out / "config.json", to_json(self.config))
-
-    def _describe(self) -> None:
-        values = to_json(self.config)
-        groups = [(key, values.pop(key)) for key in ("model", "data", "optim")]
-        for title, group in [*groups, ("run", values)]:
-            if title == "model":
-                group["streams"] = " ".join(str(stream) for stream in self.config.model.streams)
-            say(f"{title:6s} " + "  ".join(f"{key}={shortened(value)}" for key, value in group.items()))
-        say(
-            f"{count_parameters(self.model):,} parameters; {self.num_examples:,} training {self.unit}; "
-            f"{self.device}, {torch.get_num_threads()} threads, {distributed.world_size()} process(es)"
-        )
-        if self.learner.precision != self.config.precision:
-            say(without_instructions(self.learner.precision, self.config.precision, self.device))
-        rgb_raw = any(
-            stream.name == "rgb" and stream.size == 1024 and self.model.preprocessing("rgb").is_plain
-            for stream in self.config.model.streams
-        )
-        if rgb_raw and self.step == 0:
-            say(
-                "Note: rgb is used as stored. The originals undo YouTube-8M's PCA whitening first; to do "
-                "the same, pass --data.eigenvalues eigenvals.npy (from YouTube-8M's yt8m_pca archive)."
-            )
 
     def _say_farewell(self) -> None:
         name = "best" if self.best else "last"
