@@ -119,5 +119,7 @@ def test_provenance_tells_all_that_changes_features(extractor: Extractor) -> Non
 def test_options_that_are_refused() -> None:
     with pytest.raises(UsageError, match="neither pictures nor sound"):
         ExtractorOptions(visual=None, audio=None)
+    with pytest.raises(UsageError, match=r"a\.npz: a PCA for sound, of which no features are made"):
+        ExtractorOptions(audio=None, audio_pca=Path("a.npz"))
     with pytest.raises(UsageError, match="batch size 0"):
         ExtractorOptions(batch_size=0)

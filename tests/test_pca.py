@@ -81,6 +81,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
              whiten=True)  # fmt: skip
     with pytest.raises(DataError, match=r"b\.npz: a PCA of mean \(3,\)"):
         Pca.load(tmp_path / "b.npz")
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    with pytest.raises(UsageError, match=r"one\.npy: cannot be read as a PCA \(a single array\)"):
+        Pca.load(tmp_path / "one.npy")
     np.savez(tmp_path / "c.npz", mean=np.array([{}], dtype=object))
     with pytest.raises(UsageError, match="cannot be read as a PCA"):
         Pca.load(tmp_path / "c.npz")

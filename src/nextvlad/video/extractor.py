@@ -54,6 +54,12 @@ class ExtractorOptions:
     def __post_init__(self) -> None:
         if self.visual is None and self.audio is None:
             raise UsageError("neither pictures nor sound are asked for; leave one of the two backbones.")
+        for what, backbone, pca in (
+            ("pictures", self.visual, self.visual_pca),
+            ("sound", self.audio, self.audio_pca),
+        ):
+            if backbone is None and pca is not None:
+                raise UsageError(f"{pca}: a PCA for {what}, of which no features are made; leave it out.")
         if self.batch_size < 1:
             raise UsageError(f"batch size {self.batch_size}; wanted 1 or more.")
 

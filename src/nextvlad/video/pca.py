@@ -15,6 +15,7 @@ from tokenize import TokenError
 from zipfile import BadZipFile
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from nextvlad.errors import DataError, UsageError
@@ -114,7 +115,10 @@ class Pca:
         try:
             if path.is_dir():
                 return cls._of_yt8m(path)
-            with np.load(path, allow_pickle=False) as arrays:
+            found = np.load(path, allow_pickle=False)
+            if not isinstance(found, NpzFile):
+                raise ValueError("a single array")
+            with found as arrays:
                 return cls(
                     mean=arrays["mean"].astype(np.float32),
                     eigenvectors=arrays["eigenvectors"].astype(np.float32),
@@ -124,9 +128,10 @@ class Pca:
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
         except (*_NO_ARRAYS, AttributeError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise UsageError(
-                f"{path}: cannot be read as a PCA ({error}); wanted an .npz file that `Pca.save` wrote, or a "
-                "folder with YouTube-8M's mean.npy, eigenvals.npy and eigenvecs.npy."
+                f"{path}: cannot be read as a PCA ({reason}); wanted an .npz file that `Pca.save` wrote, or "
+                "a folder with YouTube-8M's mean.npy, eigenvals.npy and eigenvecs.npy."
             ) from error
 
     @classmethod
