@@ -233,7 +233,7 @@ def step_curve(length: int, stretches: list[tuple[int, int]], *, height: float, 
     st.lists(st.tuples(st.integers(1, 40), st.integers(6, 60)), min_size=1, max_size=6),
     st.integers(0, 9),
     st.floats(0.01, 20),
-    st.floats(0, 0.04),
+    st.floats(0, 0.02),
 )
 @settings(max_examples=200, deadline=None)
 def test_stretches_of_a_step_curve_are_found_to_the_second(
