@@ -480,6 +480,18 @@ def test_a_file_that_went_away(shards: list[str], workers: int) -> None:
     assert type(caught.value) is UsageError
 
 
+def test_a_process_without_memory_says_so(shards: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def hungry(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("nextvlad.data.packer.Packer.add", hungry)
+    with pytest.raises(
+        WorkerError, match=r"reader process 0 ran out of memory\. Use a smaller batch"
+    ) as caught:
+        list(loader(shards, workers=1, start_method="fork"))
+    assert "Traceback" not in str(caught.value)
+
+
 def test_a_bug_in_a_process_shows_its_traceback(shards: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")

@@ -43,7 +43,7 @@ from torch import Tensor
 
 from nextvlad.data.batch import PackedBatch, Part
 from nextvlad.data.reader import Delivery, Reader, ReaderPlan, ReaderState
-from nextvlad.errors import NextvladError, RecordError, WorkerError
+from nextvlad.errors import NextvladError, RecordError, WorkerError, is_out_of_memory
 
 _GO_ON = b"+"
 _DESCRIPTOR = b"d"
@@ -231,9 +231,11 @@ def _serve(
             raise
         except NextvladError as error:
             connection.send(error)
-        except Exception:
-            text = traceback.format_exc()
-            connection.send(WorkerError(f"reader process {plan.reader} failed unexpectedly.\n{text}"))
+        except Exception as error:
+            what = f"failed unexpectedly.\n{traceback.format_exc()}"
+            if is_out_of_memory(error):
+                what = "ran out of memory. Use a smaller batch, fewer workers or a smaller shuffle buffer."
+            connection.send(WorkerError(f"reader process {plan.reader} {what}"))
         while True:  # the parent may not have taken the last batch yet
             connection.recv_bytes()
 
