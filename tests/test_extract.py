@@ -365,3 +365,12 @@ def test_one_process_at_a_time(clips: Path, tmp_path: Path) -> None:
     ):
         run(clips, tmp_path / "f")
     run(clips, tmp_path / "f")
+
+
+def test_labels_that_look_like_one_are_told(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "dogs.csv"
+    path.write_text("d0,dog\nd1,Dog\nd2,cat\n")
+    run(clips, tmp_path / "f", labels=LabelOptions((path,)))
+    assert "taken for different ones: 'Dog' and 'dog'" in capsys.readouterr().err

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -9,6 +11,8 @@ from nextvlad.errors import UsageError
 from nextvlad.extract_clips import Draft, all_files, match_rows, with_ids
 from nextvlad.extract_labels import read_table
 from nextvlad.video_files import expand_videos, shown
+
+Form = Literal["NFC", "NFD"]
 
 
 @pytest.fixture
@@ -194,3 +198,13 @@ def test_names_that_are_not_text(folder: Path) -> None:
 
 def test_names_cannot_move_the_cursor_of_a_terminal() -> None:
     assert shown("a\nb \x1b[31m \x9b é 日") == "a\\x0ab \\x1b[31m \\x9b é 日"
+
+
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+@pytest.mark.parametrize("in_table", ["NFC", "NFD"])
+def test_letters_with_accents_and_slashes_of_windows(on_disk: Form, in_table: Form, folder: Path) -> None:
+    name, label = "caf\xe9.mp4", "caf\xe9"
+    (folder / "clips" / "dog" / unicodedata.normalize(on_disk, name)).write_bytes(b"coffee")
+    (draft,) = drafts(folder, unicodedata.normalize(in_table, f"dog\\{name},{label}\n"))
+    assert os.path.basename(draft.file.path) == unicodedata.normalize(on_disk, name)
+    assert draft.labels == (label,)

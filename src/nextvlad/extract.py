@@ -10,6 +10,7 @@ import hashlib
 import os
 import sys
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -80,7 +81,7 @@ def extract(
     files = expand_videos(videos)
     found, drafts = find_clips(files, videos, labels, splits)
     names = _names(drafts, found, labels.vocabulary)
-    _tell_untrained(drafts)
+    _tell_of_labels(drafts)
     extractor = Extractor(options)
     provenance = provenance_of(extractor)
     plan = Plan(_clips(drafts, names, videos_per_shard), names, provenance)
@@ -173,7 +174,7 @@ def _names(drafts: Sequence[Draft], found: Found, vocabulary: Path | None) -> tu
     if vocabulary is None:
         lists = [*(draft.labels for draft in drafts), *(row.labels for row in found.missing)]
         return tuple(sorted({label for labels in lists for label in labels}))
-    names = Vocabulary.load(vocabulary).names
+    names = tuple(unicodedata.normalize("NFC", name) for name in Vocabulary.load(vocabulary).names)
     known = set(names)
     for draft in drafts:
         unknown = next((label for label in draft.labels if label not in known), None)
@@ -185,10 +186,20 @@ def _names(drafts: Sequence[Draft], found: Found, vocabulary: Path | None) -> tu
     return names
 
 
-def _tell_untrained(drafts: Sequence[Draft]) -> None:
-    """Labels that a model can be tested on, but not learn."""
+def _tell_of_labels(drafts: Sequence[Draft]) -> None:
+    """Labels that a model can be tested on, but not learn; and those that may be meant as one."""
+    labels = {label for draft in drafts for label in draft.labels}
     trained = {label for draft in drafts if draft.split == "train" for label in draft.labels}
-    others = sorted({label for draft in drafts for label in draft.labels} - trained)
+    others = sorted(labels - trained)
+    by_letters: dict[str, list[str]] = {}
+    for label in sorted(labels):
+        by_letters.setdefault(" ".join(label.casefold().split()), []).append(label)
+    alike = [" and ".join(map(repr, group)) for group in by_letters.values() if len(group) > 1]
+    if alike:
+        say(
+            "Labels that differ in letter case or spaces alone, taken for different ones: "
+            f"{', '.join(alike[:5])}"
+        )
     if trained and others:
         say(f"{_count(others, 'label')} with no video in train: {', '.join(others[:5])}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -73,7 +74,7 @@ def all_files(files: Sequence[VideoFile], *, folders_are_labels: bool, given: Se
             if folder in roots:
                 found.without_labels.append(file)
                 continue
-            labels = (shown(os.path.basename(folder)),)
+            labels = (unicodedata.normalize("NFC", shown(os.path.basename(folder))),)
         found.drafts.append(Draft(file, "", labels, None, None, None, None, shown(file.path)))
     if files and not found.drafts:
         raise UsageError(
@@ -152,6 +153,20 @@ def with_ids(drafts: Sequence[Draft]) -> list[Draft]:
     return found
 
 
+def _spellings(video: str) -> list[str]:
+    r"""A path as written; with accents as macOS writes them, and as others do; with the slashes of Windows.
+
+    >>> _spellings("cat\\a.mp4")[1]
+    'cat/a.mp4'
+    """
+    spellings = [video]
+    if not video.isascii():
+        spellings += [unicodedata.normalize(form, video) for form in ("NFC", "NFD")]
+    if os.sep == "/":
+        spellings += [spelling.replace("\\", "/") for spelling in spellings]
+    return list(dict.fromkeys(spellings))
+
+
 def _without_suffix(name: str) -> str:
     return os.path.splitext(name)[0]
 
@@ -200,7 +215,14 @@ class _Finder:
         )
 
     def _file(self, row: Row) -> VideoFile | None:
-        video = os.path.normpath(os.path.expanduser(row.video))
+        for video in _spellings(row.video):
+            file = self._named(row, video)
+            if file is not None:
+                return file
+        return None
+
+    def _named(self, row: Row, video: str) -> VideoFile | None:
+        video = os.path.normpath(os.path.expanduser(video))
         table = row.where.rpartition(", line ")[0]
         for folder in (os.path.dirname(table), ""):
             file = self._by_path.get(os.path.abspath(os.path.join(folder, video)))

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,12 +165,13 @@ def _bare_row(path: Path, line: int, cells: list[str]) -> Row:
 
 
 def labels_of(cell: str) -> tuple[str, ...]:
-    """The labels of a cell, each once.
+    """The labels of a cell, each once; letters with accents in one spelling, or one label would become two.
 
     >>> labels_of("dog; barking;dog")
     ('dog', 'barking')
     """
-    return tuple(dict.fromkeys(label for part in cell.split(SEPARATOR) if (label := part.strip())))
+    labels = (unicodedata.normalize("NFC", part).strip() for part in cell.split(SEPARATOR))
+    return tuple(dict.fromkeys(label for label in labels if label))
 
 
 def _video(where: str, cell: str) -> str:
