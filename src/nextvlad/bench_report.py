@@ -81,7 +81,7 @@ def _limits_of_reading(stages: Sequence[Stage], facts: dict[str, Any]) -> list[s
     gain = many[0].videos / alone.videos
     line = f"Reading with {processes(facts['workers'])} is {gain:.2f} times as fast as in this one."
     if facts["workers"] > 1 and gain < 0.5 * facts["workers"]:
-        line += " The disk, or the memory's speed, limits: more processes will not help."
+        line += " Disk, memory or other work on this machine limits: more processes will not help."
     elif facts["workers"] >= facts["cores"]:
         line += " There is a process for every processor."
     else:

@@ -34,9 +34,9 @@ from nextvlad.train import train
 _NEXT = """
 What next, with your own data (frame TFRecords as YouTube-8M's or AudioSet's; docs/data.md):
 
-  nextvlad check 'features/train*.tfrecord' --vocabulary labels.csv
+  nextvlad check 'features/train*.tfrecord' --vocabulary vocabulary.csv
   nextvlad train small --data.train 'features/train*' --data.valid 'features/valid*' \\
-                       --data.vocabulary labels.csv --out runs/first
+                       --data.vocabulary vocabulary.csv --out runs/first
   nextvlad evaluate runs/first 'features/test*'
   nextvlad predict  runs/first 'features/test*' --out predictions.jsonl
 

@@ -25,7 +25,7 @@ from nextvlad.inference import check_finite, open_checkpoint, settle_top_k, tell
 from nextvlad.metrics import MetricAccumulator, SegmentAccumulator
 from nextvlad.metrics.segments import SEGMENTS_A_CLASS
 from nextvlad.models import InferenceModel
-from nextvlad.progress import ProgressBar
+from nextvlad.progress import ProgressBar, counted
 from nextvlad.split_batches import Halver
 
 _ROWS = {
@@ -218,7 +218,7 @@ def print_table(result: dict[str, float | int | None], top_k: int) -> None:
     if segments:
         title = f"{result['num_segments']:,} segments, {result['num_ratings']:,} ratings"
     else:
-        title = f"{result['num_videos']:,} videos"
+        title = counted(int(result["num_videos"] or 0), "video")
     table = Table(title=title, title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")

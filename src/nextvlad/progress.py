@@ -89,7 +89,7 @@ class ProgressBar:
             self._last_line = now
             of_total = f" of {self._total:,}" if self._total else ""
             parts = [f"{self._title}: {self._done:,}{of_total} {self._unit}", self._rate(now)]
-            say(", ".join([*parts, *self._time_left(now), note or "going on"]))
+            say(", ".join([*parts, *self._time_left(now), *([note] if note else [])]))
 
     def _rate(self, now: float) -> str:
         rate = (self._done - self._first) / max(now - self._start, 1e-9)
