@@ -45,6 +45,13 @@ ROWS = (
         "the same",
         "tf.data, one thread",
     ),
+    Row(
+        "reading",
+        "YouTube-8M, made up, one process",
+        "fetching, checksums and copying alone",
+        "the same",
+        "fetching, checksums and copying alone",
+    ),
     Row("reading", "AudioSet, one process", "protobuf", "reading, AudioSet", "protobuf"),
     Row(
         "reading",
