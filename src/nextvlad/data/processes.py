@@ -49,6 +49,7 @@ _GO_ON = b"+"
 _DESCRIPTOR = b"d"
 _ONCE = -1  # number of a memory that is not used again
 _IN_USE = 3  # batches the receiver may work with while all prefetched ones wait
+_SPARE = 4  # a memory is made larger than asked for by a part of so many
 _PATIENCE_SECONDS = 2.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -279,15 +280,16 @@ class _SharedMemory:
         most = min(prefetch + _IN_USE, 255)  # a number travels as a byte
         self._kept: dict[int, tuple[int, Tensor]] = {}  # number -> descriptor, mapped
         self._unmade = set(range(most))
-        self._unused: set[int] = set()
+        self._unused: list[int] = []
         self._descriptor = -1
         self.number = _ONCE
 
     def allocate(self, size: int) -> Tensor:
         """[size] uint8; all of it lives as long as somebody has it mapped."""
         self._take_back()
-        for number in list(self._unused):
-            self._unused.remove(number)
+        while self._unused:
+            # The last that came back: the most of it is still in the processor's cache.
+            number = self._unused.pop()
             self._descriptor, memory = self._kept[number]
             if len(memory) >= size:
                 self.number = number
@@ -296,12 +298,14 @@ class _SharedMemory:
             os.close(self._descriptor)
             self._unmade.add(number)
         self._descriptor = _anonymous_file()
-        os.ftruncate(self._descriptor, size)
-        memory = torch.frombuffer(mmap.mmap(self._descriptor, size), dtype=torch.uint8)
         self.number = self._unmade.pop() if self._unmade else _ONCE
+        # Pages nobody writes to are never there, and batches grow a little for some time.
+        room = size if self.number == _ONCE else size + size // _SPARE
+        os.ftruncate(self._descriptor, room)
+        memory = torch.frombuffer(mmap.mmap(self._descriptor, room), dtype=torch.uint8)
         if self.number != _ONCE:
             self._kept[self.number] = self._descriptor, memory
-        return memory
+        return memory[:size]
 
     def send(self, carrier: socket.socket) -> None:
         """Hand over what `allocate` gave last."""
@@ -312,12 +316,12 @@ class _SharedMemory:
 
     def reuse(self, numbers: Iterable[int]) -> None:
         """The parent has no part of these any more."""
-        self._unused.update(numbers)
+        self._unused.extend(numbers)
 
     def _take_back(self) -> None:
         """What was allocated last and has not been sent was too small."""
         if self.number != _ONCE:
-            self._unused.add(self.number)
+            self._unused.append(self.number)
         elif self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor, self.number = -1, _ONCE
