@@ -10,13 +10,14 @@ import torch
 
 from makers import SIZES, make_data, nextvlad
 from nextvlad import bench as bench_module
-from nextvlad import checkpoint
+from nextvlad import bench_report, checkpoint
 from nextvlad.bench import bench
 from nextvlad.bench_report import Stage, limits
 from nextvlad.config import NeXtVLADConfig, StreamConfig, TrainConfig, to_json
 from nextvlad.data.sources import read
 from nextvlad.errors import DataError, UsageError
 from nextvlad.models import build_model, cpu
+from nextvlad.models.byte_linear import Products
 
 STREAMS = tuple(StreamConfig(name=name, size=size) for name, size in SIZES.items())
 MODEL = NeXtVLADConfig(
@@ -159,7 +160,8 @@ def test_data_without_videos_is_refused_and_not_read_for_ever(tmp_path: Path) ->
         bench("infer", [str(tmp_path / "empty.tfrecord")], model=tmp_path / "model", seconds=0.02)
 
 
-def test_what_limits() -> None:
+def test_what_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_report, "multiplies", lambda half: True)
     first, second, third = limits("infer", stages(900, 100, 80), FACTS)
     assert first == "The slower stage is inference: 100 videos/s. Both together reach 80% of it."
     assert "Computing limits" in second
@@ -167,6 +169,12 @@ def test_what_limits() -> None:
     assert "--threads" not in second
     assert "share 2 processors (2 threads and 1 reader processes)" in third
     assert len(limits("infer", stages(900, 100, 95), FACTS)) == 2
+    monkeypatch.setattr(bench_report, "multiplies", lambda half: False)
+    monkeypatch.setattr(bench_report, "integer_products", lambda: Products(64, tiles=False))
+    for what, better in (("infer", "--precision int8"), ("train", "a GPU")):
+        second = limits(what, stages(900, 100, 95), FACTS)[1]
+        assert better in second
+        assert "bf16" not in second
     _, second = limits("infer", stages(100, 900, 95), FACTS)
     assert second == "Reading limits. More reader processes: --workers 2."
     _, second = limits("infer", stages(100, 900, 95), FACTS | {"workers": 2})

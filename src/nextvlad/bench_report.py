@@ -10,8 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from rich.console import Console
 from rich.table import Table
+
+from nextvlad.models.byte_linear import integer_products
+from nextvlad.models.cpu import multiplies
 
 What = Literal["read", "train", "infer"]
 
@@ -91,11 +95,15 @@ def _limits_of_reading(stages: Sequence[Stage], facts: dict[str, Any]) -> list[s
 
 def _faster_computing(what: What, facts: dict[str, Any]) -> str:
     ways = []
+    on_cpu = facts["device"].startswith("cpu")
     if facts["precision"] == "fp32":
-        ways.append("--precision bf16 where the processor has it")
+        if not on_cpu or multiplies(torch.bfloat16):
+            ways.append("--precision bf16")
+        elif what == "infer" and integer_products():
+            ways.append("--precision int8")
     if facts["batch_size"] < 64:
         ways.append("a larger --batch-size" + (" (another training)" if what == "train" else ""))
-    if facts["device"].startswith("cpu"):
+    if on_cpu:
         if facts["threads"] < facts["cores"]:
             ways.append(f"--threads {facts['cores']}")
         ways.append("a GPU")

@@ -427,7 +427,7 @@ class TrainConfig:
 
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
-"""Of the products in inference. int8: bytes times weights rounded to eight bits, the rest in bf16."""
+"""Of the products in inference. int8: bytes times weights rounded to eight bits, the rest bf16 or fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from nextvlad.config import Precision, TrainConfig, to_json
 from nextvlad.errors import OutputError, UsageError
 from nextvlad.inference import without_instructions
 from nextvlad.models import Model, count_parameters
-from nextvlad.progress import say
+from nextvlad.progress import counted, say
 from nextvlad.start import shortened
 
 
@@ -40,7 +40,8 @@ def describe_run(
         say(f"{title:6s} " + "  ".join(f"{key}={shortened(value)}" for key, value in group.items()))
     say(
         f"{count_parameters(model):,} parameters; {num_examples:,} training {unit}; "
-        f"{model.device}, {torch.get_num_threads()} threads, {distributed.world_size()} process(es)"
+        f"{model.device}, {counted(torch.get_num_threads(), 'thread')}, "
+        f"{distributed.world_size()} process{'' if distributed.world_size() == 1 else 'es'}"
     )
     if precision != config.precision:
         say(without_instructions(precision, config.precision, model.device))

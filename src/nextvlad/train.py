@@ -27,7 +27,7 @@ from nextvlad.evaluate import check_scored, score
 from nextvlad.files import write_json
 from nextvlad.inference import tell_damage
 from nextvlad.models import Model, build_model, for_inference
-from nextvlad.progress import ProgressBar, say
+from nextvlad.progress import ProgressBar, counted, say
 from nextvlad.run_log import describe_run, log_row, open_log, tensorboard
 from nextvlad.start import (
     batch_size_of_the_run,
@@ -434,8 +434,8 @@ class Run:
         write_json(self.out / "config.json", to_json(self.config))
 
     def _say_farewell(self) -> None:
-        name = "best" if self.best else "last"
-        say(f"Done: {self.step} steps, {self.examples:,} {self.unit}. Checkpoint: {self.out / name}")
+        name, steps = "best" if self.best else "last", counted(self.step, "step")
+        say(f"Done: {steps}, {self.examples:,} {self.unit}. Checkpoint: {self.out / name}")
         if self.best and self.best["value"] is not None:
             say(f"Best {self.best['metric']} {self.best['value']:.4f} at step {self.best['step']}.")
 
