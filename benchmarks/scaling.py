@@ -176,6 +176,8 @@ def _plot(folder: Path) -> None:
             row.grid(alpha=0.3, which="both")
             if row.lines:
                 row.legend(fontsize=8)
+            row.set_xticks(_POINTS[axis], [str(size) for size in _POINTS[axis]], fontsize=8)
+            row.set_xticks([], minor=True)
         axes[1, column].set_xlabel("videos in a batch" if axis == "batch" else axis)
     axes[0, 0].set_ylabel("ms a video")
     axes[1, 0].set_ylabel("MB a video")
