@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 
 from nextvlad.config import StreamConfig
@@ -24,3 +26,15 @@ def made_up_batch(
     }
     ids = [f"v{number:04d}" for number in range(num_videos)]
     return FrameBatch(ids, torch.zeros(num_videos, 1, dtype=torch.bool), frames)
+
+
+def in_turn(work: Callable[[FrameBatch], object], batches: Sequence[FrameBatch]) -> Callable[[], float]:
+    """Does the work on another batch at each call; returns how many videos that had."""
+    coming = iter(batches)
+
+    def once() -> float:
+        batch = next(coming)
+        work(batch)
+        return batch.num_videos
+
+    return once

@@ -8,16 +8,13 @@ hide that).
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 
 import naive_nextvlad
 import torch
-from batches import made_up_batch
+from batches import in_turn, made_up_batch
 from measure import Comparison, compare, finish, parser
-from torch import Tensor
 
 from nextvlad.config import NeXtVLADConfig, Precision, StreamConfig
-from nextvlad.data.batch import FrameBatch
 from nextvlad.models import InferenceModel, for_inference
 from nextvlad.models.byte_linear import integer_products
 from nextvlad.models.nextvlad import NeXtVLAD
@@ -80,16 +77,6 @@ def _compare(
     rounds = options.rounds + options.warmup
     batches = [made_up_batch(model.config.streams, size, seed) for seed in range(rounds)]
 
-    def in_turn(run: Callable[[FrameBatch], Tensor]) -> Callable[[], float]:
-        coming = iter(batches)
-
-        def once() -> float:
-            batch = next(coming)
-            run(batch)
-            return batch.num_videos
-
-        return once
-
     wanted, found = naive_nextvlad.logits(model, batches[0]), fast[precision](batches[0])
     best, ours = wanted.topk(min(20, wanted.shape[1])).indices, found.topk(min(20, wanted.shape[1])).indices
     overlap = sum(
@@ -97,7 +84,10 @@ def _compare(
     ) / len(best)
     return compare(
         f"inference {precision}, batch {size}",
-        {precision: in_turn(fast[precision]), _EQUATIONS: in_turn(lambda b: naive_nextvlad.logits(model, b))},
+        {
+            precision: in_turn(fast[precision], batches),
+            _EQUATIONS: in_turn(lambda batch: naive_nextvlad.logits(model, batch), batches),
+        },
         unit="videos",
         rounds=options.rounds,
         warmup=options.warmup,

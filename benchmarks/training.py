@@ -23,7 +23,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # before torch
 
 import naive_nextvlad
 import torch
-from batches import made_up_batch
+from batches import in_turn, made_up_batch
 from measure import Comparison, compare, finish, parser
 from torch import Tensor, nn
 
@@ -134,9 +134,9 @@ def _compare(precision: Precision, size: int, options: argparse.Namespace) -> Co
         return compare(
             f"training {precision}, batch {size}",
             {
-                precision: _in_turn(our_step, batches),
+                precision: in_turn(our_step, batches),
                 _EQUATIONS: elsewhere,
-                _SET_UP: _in_turn(plain_step, batches),
+                _SET_UP: in_turn(plain_step, batches),
             },
             unit="videos",
             rounds=options.rounds,
@@ -157,17 +157,6 @@ def _plain_step(model: NeXtVLAD) -> Callable[[FrameBatch], None]:
         foreach.step()
 
     return step
-
-
-def _in_turn(step: Callable[[FrameBatch], None], batches: list[FrameBatch]) -> Callable[[], float]:
-    coming = iter(batches)
-
-    def once() -> float:
-        batch = next(coming)
-        step(batch)
-        return batch.num_videos
-
-    return once
 
 
 @contextmanager
@@ -196,7 +185,7 @@ def _plain_process(size: int, options: argparse.Namespace) -> Iterator[Callable[
 def _work_plainly(size: int, options: argparse.Namespace) -> None:
     """In that process: a step for each line that comes."""
     model = _model(options.quick)
-    once = _in_turn(_plain_step(model), _batches(model, size, options.rounds + options.warmup))
+    once = in_turn(_plain_step(model), _batches(model, size, options.rounds + options.warmup))
     print("ready", flush=True)
     for _ in sys.stdin:
         print(once(), flush=True)

@@ -17,6 +17,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from nextvlad.progress import counted
+
 _LISTED = 20
 _LISTED_DUPLICATES = 5
 _BINS = 15
@@ -233,7 +235,7 @@ def remarks(found: _Findings) -> Iterator[str]:
     for name, stream in found["streams"].items():
         yield from _stream_remarks(name, stream, videos)
     if found["streams"] and found["num_without_frames"]:
-        yield f"{_videos(found['num_without_frames'])} without any frames: nothing to learn from."
+        yield f"{counted(found['num_without_frames'], 'video')} without any frames: nothing to learn from."
     if labels["num_without"] == videos:
         yield "No labels at all: good for `nextvlad predict` only."
     elif labels["num_without"] > _MANY * videos:
@@ -245,7 +247,8 @@ def remarks(found: _Findings) -> Iterator[str]:
         )
     if found["num_duplicates"]:
         yield (
-            f"{_videos(found['num_duplicates'])} repeat the id of another: fine if meant, but never between "
+            f"{counted(found['num_duplicates'], 'video')} repeat the id of another: fine if meant, but never "
+            "between "
             "training and validation data."
         )
 
@@ -254,17 +257,18 @@ def _stream_remarks(name: str, stream: _Findings, videos: int) -> Iterator[str]:
     usual, *others = stream["sizes"] or [None]
     for other in others[:3]:
         yield (
-            f"Stream {name}: {_videos(other['num_videos'])} with {other['size']:,} {other['dtype']} values a "
+            f"Stream {name}: {counted(other['num_videos'], 'video')} with {other['size']:,} {other['dtype']} "
+            "values a "
             f"frame instead of {usual['size']:,} {usual['dtype']}, the first in {_place(other['first'])}. "
             "One model cannot take both."
         )
     lacking = videos - stream["num_videos"] + stream["num_without_frames"]
     if lacking:
-        yield f"Stream {name} has no frames in {_videos(lacking)} ({_share(lacking, videos)})."
+        yield f"Stream {name} has no frames in {counted(lacking, 'video')} ({_share(lacking, videos)})."
     over = stream["frames"]["num_over_300"]
     if over:
         yield (
-            f"Stream {name}: {_videos(over)} with over 300 frames, of which the first 300 are used "
+            f"Stream {name}: {counted(over, 'video')} with over 300 frames, of which the first 300 are used "
             "(--data.max-frames)."
         )
 
@@ -303,10 +307,6 @@ def size_words(num_bytes: int) -> str:
         if num_bytes >= size:
             return f"{num_bytes / size:.1f} {unit}"
     return f"{num_bytes} bytes"
-
-
-def _videos(count: int) -> str:
-    return f"{count:,} video" if count == 1 else f"{count:,} videos"
 
 
 def _share(part: int, whole: int) -> str:

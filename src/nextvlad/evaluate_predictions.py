@@ -28,7 +28,7 @@ from nextvlad.metrics.ranking import DEFAULT_TOP_K
 from nextvlad.predictions import Prediction, detect, read_predictions
 from nextvlad.predictions.row import MAX_CLASSES
 from nextvlad.predictions.segment_files import remarks, score_segment_file
-from nextvlad.progress import ProgressBar, say
+from nextvlad.progress import ProgressBar, counted, say
 
 _VIDEOS_A_BATCH = 1024
 _PLACES_A_BATCH = 1 << 22  # 1024 videos with all 3,862 classes of YouTube-8M
@@ -254,14 +254,13 @@ def _count(metrics: MetricAccumulator, rows: list[Prediction], labels: list[NDAr
 def _tell(coverage: Coverage, predictions: Path, top_k: int, *, complete: bool) -> None:
     """Says what the file leaves open, so that nobody takes its numbers for more than they are."""
     if coverage.without:
-        say(f"{_videos(coverage.without)} of the data without a prediction: counted, all labels missed.")
+        videos = counted(coverage.without, "video")
+        say(f"{videos} of the data without a prediction: counted, all labels missed.")
     if coverage.unknown:
-        say(f"{_videos(coverage.unknown)} of {predictions} not in the data: left out.")
+        say(f"{counted(coverage.unknown, 'video')} of {predictions} not in the data: left out.")
     if coverage.short and not complete:
-        say(f"{_videos(coverage.short)} with fewer than {top_k} labels listed: GAP@{top_k} is of those.")
+        videos = counted(coverage.short, "video")
+        say(f"{videos} with fewer than {top_k} labels listed: GAP@{top_k} is of those.")
     if coverage.missed:
-        say(f"{_videos(coverage.missed)} with more labels than listed: PERR counts the others as missed.")
-
-
-def _videos(count: int) -> str:
-    return f"{count:,} video{'s' if count != 1 else ''}"
+        videos = counted(coverage.missed, "video")
+        say(f"{videos} with more labels than listed: PERR counts the others as missed.")

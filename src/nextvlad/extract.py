@@ -27,7 +27,7 @@ from nextvlad.extract_labels import LabelOptions, read_table
 from nextvlad.extract_plan import SPLITS, Clip, Plan
 from nextvlad.extract_splits import SplitOptions, with_splits
 from nextvlad.extract_store import FAILURES, INDEX, Outcome, Store, write_table
-from nextvlad.progress import ProgressBar, say
+from nextvlad.progress import ProgressBar, counted, say
 from nextvlad.provenance import Provenance, StreamProvenance
 from nextvlad.video.extractor import Extractor, ExtractorOptions
 from nextvlad.video.files import pyav
@@ -155,7 +155,7 @@ def find_clips(
     drafts, how = with_splits(with_ids(found.drafts), splits, labelled=labelled)
     counts = Counter(draft.split for draft in drafts)
     shown_counts = ", ".join(f"{split} {counts[split]:,}" for split in SPLITS if counts[split])
-    say(f"{_count(drafts, 'clip')} of {_count(files, 'file')}: {shown_counts} ({how}).")
+    say(f"{counted(len(drafts), 'clip')} of {counted(len(files), 'file')}: {shown_counts} ({how}).")
     missing = [f"{row.where}: {shown(row.video)}" for row in found.missing]
     without = [shown(file.path) for file in found.without_labels]
     for items, what, why in (
@@ -163,9 +163,9 @@ def find_clips(
         (without, "video", "without labels"),
     ):
         if items:
-            say(f"{_count(items, what)} {why}, left out. First: {'; '.join(items[:3])}")
+            say(f"{counted(len(items), what)} {why}, left out. First: {'; '.join(items[:3])}")
     if found.num_joined:
-        say(f"{_count(found.num_joined, 'clip')} with several rows, whose labels are joined.")
+        say(f"{counted(found.num_joined, 'clip')} with several rows, whose labels are joined.")
     return found, drafts
 
 
@@ -201,13 +201,7 @@ def _tell_of_labels(drafts: Sequence[Draft]) -> None:
             f"{', '.join(alike[:5])}"
         )
     if trained and others:
-        say(f"{_count(others, 'label')} with no video in train: {', '.join(others[:5])}")
-
-
-def _count(items: Sequence[object] | int, what: str) -> str:
-    """With the plural that it wants: "1 row", "3 rows"."""
-    number = items if isinstance(items, int) else len(items)
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+        say(f"{counted(len(others), 'label')} with no video in train: {', '.join(others[:5])}")
 
 
 def _clips(drafts: Sequence[Draft], names: tuple[str, ...], videos_per_shard: int) -> tuple[Clip, ...]:
@@ -323,12 +317,12 @@ def _report(store: Store, seconds: float) -> None:
     failed = [outcome for outcome in outcomes if outcome.failure is not None]
     new = len(outcomes) - len(store.before)
     shards = store.shards()
-    print(f"{store.folder}: {_count(len(shards), 'file')} of records")
+    print(f"{store.folder}: {counted(len(shards), 'file')} of records")
     for split in SPLITS:
         of_split = [size for name, size in shards.items() if name.rpartition("-")[0] == split]
         if of_split:
             videos, size = (sum(column) for column in zip(*of_split, strict=True))
-            print(f"  {split:8s} {_count(videos, 'video')}, {size:,} bytes")
+            print(f"  {split:8s} {counted(videos, 'video')}, {size:,} bytes")
     if store.plan.names:
         print(f"  labels   {len(store.plan.names):,} in vocabulary.csv")
     before = f", {len(store.before):,} of them before" if store.before else ""
@@ -342,7 +336,7 @@ def _report(store: Store, seconds: float) -> None:
     print(f"  time     {seconds:.1f} s" + (f", {new / max(seconds, 1e-9):.2g} videos/s" if new else ""))
     noted = Counter(note for outcome in done for note in outcome.notes)
     for note, count in noted.most_common(_LISTED):
-        print(f"  note     {_count(count, 'video')}: {note}")
+        print(f"  note     {counted(count, 'video')}: {note}")
     if failed:
         print(f"  failed   {len(failed):,}, listed in {FAILURES}; the same command tries them again")
         for outcome in failed[:_LISTED]:
