@@ -142,7 +142,7 @@ def test_calls_that_are_refused(data: str, what: Any, more: Any, message: str) -
 def test_one_process_alone(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several, each by its own clock, would wait for each other for ever."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="without torchrun"):
+    with pytest.raises(UsageError, match=r"bench runs in one process; start it without torchrun\.$"):
         bench("train", [data])
 
 

@@ -235,7 +235,7 @@ def test_damaged_data(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 
 def test_one_process_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="without torchrun"):
+    with pytest.raises(UsageError, match=r"scored in one process; start it without torchrun\.$"):
         evaluate_predictions(tmp_path / "x.csv", ["x"])
 
 

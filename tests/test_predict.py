@@ -354,7 +354,9 @@ def test_only_the_first_frames_count(folder: Path, tmp_path: Path) -> None:
 
 def test_one_process_only(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="without torchrun"):
+    with pytest.raises(
+        UsageError, match="predict runs in one process; start it without torchrun, on a share of the data"
+    ):
         predict(folder / "plain", [str(folder)], out=tmp_path / "out.csv")
 
 

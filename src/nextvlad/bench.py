@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import platform
 import statistics
 import time
@@ -84,8 +83,7 @@ def bench(
         raise UsageError(f"bench {what}: --checkpoint is for `bench infer`.")
     if model is not None and recipe is not None:
         raise UsageError("bench infer: got --checkpoint and --recipe; wanted one of them.")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("bench runs in one process; start it without torchrun.")
+    distributed.refuse_torchrun("bench runs")
     if threads is not None:
         torch.set_num_threads(threads)
     cores = num_processors()

@@ -25,6 +25,25 @@ _PATIENCE = timedelta(hours=1)
 that is gone needs no timeout: torchrun ends the others."""
 
 
+def num_started() -> int:
+    """How many processes torchrun started, also before they have joined in a group; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def refuse_torchrun(what: str, instead: str = "") -> None:
+    """For what one process does alone: several would do the same work and write the same files.
+
+    Args:
+        what: as the message begins: "report runs".
+        instead: as it ends: ", on a share of the data each".
+
+    Raises:
+        UsageError: torchrun started several.
+    """
+    if num_started() > 1:
+        raise UsageError(f"{what} in one process; start it without torchrun{instead}.")
+
+
 def is_distributed() -> bool:
     """True inside an initialised group of more than one process."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -75,7 +94,7 @@ def process_group(device: torch.device) -> Iterator[None]:
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or dist.is_initialized():
+    if num_started() <= 1 or dist.is_initialized():
         yield
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)

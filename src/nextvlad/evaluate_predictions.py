@@ -7,7 +7,6 @@ sorted. Measured: 1.1 million videos at 20 classes peak at 0.9 GB, 0.2 of it Pyt
 
 from __future__ import annotations
 
-import os
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nextvlad import distributed
 from nextvlad.data.sources import expand, read_file
 from nextvlad.errors import DataError, RecordError, UsageError
 from nextvlad.evaluate import check_scored, print_table
@@ -121,8 +121,7 @@ def evaluate_predictions(
     """
     if top_k is not None and top_k < 1:
         raise UsageError(f"--top-k: got {top_k}, wanted 1 or more.")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("prediction files are scored in one process; start it without torchrun.")
+    distributed.refuse_torchrun("prediction files are scored")
     if detect(predictions) == "segments" or segments:
         return _evaluate_segments(predictions, data, json_file, top_k, skip_damaged)
     kept = DEFAULT_TOP_K if top_k is None else top_k

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nextvlad import distributed
 from nextvlad.config import InferenceOptions
 from nextvlad.data.batch import FrameBatch
 from nextvlad.data.device_batches import DeviceBatches
@@ -104,10 +104,7 @@ def predict(
         )
     if max_segments is not None and max_segments < 1:
         raise UsageError(f"--max-segments: got {max_segments}, wanted 1 or more.")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError(
-            "predict runs in one process; start it without torchrun, on a share of the data each."
-        )
+    distributed.refuse_torchrun("predict runs", ", on a share of the data each")
     which: Segments | None = "all" if segments else None
     opened = open_checkpoint(checkpoint_folder, data, options, with_labels=False, segments=which)
     if lists:

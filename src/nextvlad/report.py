@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from nextvlad import __version__, checkpoint, plots
+from nextvlad import __version__, checkpoint, distributed, plots
 from nextvlad.config import InferenceOptions
 from nextvlad.data.sources import expand
 from nextvlad.errors import OutputError, UsageError
@@ -64,8 +64,7 @@ def report(
         NextvladError: as its message says.
     """
     options = options or InferenceOptions()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("report runs in one process; start it without torchrun.")
+    distributed.refuse_torchrun("report runs")
     _check_folder(out)
     if videos is not None:
         if not videos.is_dir():
