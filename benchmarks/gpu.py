@@ -24,13 +24,14 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from nextvlad import optim
-from nextvlad.config import NeXtVLADConfig, OptimConfig, StreamConfig
+from nextvlad.config import NeXtVLADConfig, StreamConfig
 from nextvlad.data.batch import FrameBatch, Frames
 from nextvlad.data.device_batches import DeviceBatches
 from nextvlad.inference import autocast
 from nextvlad.models import InferenceModel, for_inference, kernels
 from nextvlad.models.nextvlad import NeXtVLAD
 from nextvlad.recipes import RECIPES
+from nextvlad.run_config import OptimConfig
 
 _TARGETS = {
     "training": (40_000, 100_000),

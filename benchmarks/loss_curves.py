@@ -25,9 +25,9 @@ import numpy as np
 from measure import RESULTS, finish
 from numpy.typing import NDArray
 
-from nextvlad.config import TrainConfig
 from nextvlad.models import cpu
 from nextvlad.recipes import find_recipe
+from nextvlad.run_config import TrainConfig
 from nextvlad.train import train
 
 _METRICS = ("loss", "gap", "hit_at_one", "perr", "map")

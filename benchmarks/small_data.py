@@ -38,13 +38,13 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from nextvlad.config import InferenceOptions
 from nextvlad.data.sources import read
 from nextvlad.data.tfrecord import RecordWriter
 from nextvlad.data.video_record import VideoRecord, serialize_video_record
 from nextvlad.evaluate import evaluate
 from nextvlad.models.inputs import QUANTISATION_SHIFT, QUANTISATION_STEP
 from nextvlad.recipes import find_recipe
+from nextvlad.run_config import InferenceOptions
 from nextvlad.train import train
 
 NUM_FOLDS = 5

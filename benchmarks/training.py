@@ -28,7 +28,7 @@ from measure import Comparison, compare, finish, parser
 from torch import Tensor, nn
 
 from nextvlad import optim
-from nextvlad.config import NeXtVLADConfig, OptimConfig, Precision, StreamConfig
+from nextvlad.config import NeXtVLADConfig, Precision, StreamConfig
 from nextvlad.data.batch import FrameBatch
 from nextvlad.inference import autocast
 from nextvlad.models import branch_sums
@@ -36,6 +36,7 @@ from nextvlad.models.base import cross_entropy
 from nextvlad.models.cpu import settle
 from nextvlad.models.nextvlad import NeXtVLAD
 from nextvlad.recipes import RECIPES
+from nextvlad.run_config import OptimConfig
 
 _WANTED: dict[Precision, float] = {"fp32": 3.3, "bf16": 4.8}
 _EQUATIONS = "equations, padded, foreach Adam"

@@ -31,12 +31,12 @@ from measure import Comparison, Timing, finish, parser
 from reading import made_up_data
 
 from nextvlad import checkpoint
-from nextvlad.config import DataConfig, TrainConfig
 from nextvlad.data.device_batches import DeviceBatch
 from nextvlad.data.loader import FrameLoader, count_examples, peek_streams
 from nextvlad.data.sources import expand
 from nextvlad.models import build_model, for_inference
 from nextvlad.recipes import RECIPES
+from nextvlad.run_config import DataConfig, TrainConfig
 from nextvlad.train import Run
 from nextvlad.train_step import flushed_denormals
 

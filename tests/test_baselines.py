@@ -13,20 +13,13 @@ from hypothesis import strategies as st
 
 from makers import make_data
 from nextvlad import checkpoint
-from nextvlad.config import (
-    DataConfig,
-    MeanPoolConfig,
-    MoEConfig,
-    OptimConfig,
-    StreamConfig,
-    TrainConfig,
-    model_config_from_json,
-    to_json,
-)
+from nextvlad.config import MeanPoolConfig, MoEConfig, StreamConfig
+from nextvlad.config_json import model_config_from_json, to_json
 from nextvlad.data.batch import FrameBatch, Frames
 from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import ConfigError
 from nextvlad.models.baselines import MeanPool, MixtureOfExperts
+from nextvlad.run_config import DataConfig, OptimConfig, TrainConfig
 from nextvlad.train import train
 from reference_model import binary_cross_entropy, dequantised, expert_probabilities
 from test_nextvlad import batch_of, random_video

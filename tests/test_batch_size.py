@@ -14,19 +14,12 @@ import torch
 from makers import SIZES, make_data
 from nextvlad import batch_size, checkpoint, distributed, start, train
 from nextvlad.cli import main
-from nextvlad.config import (
-    DataConfig,
-    InferenceOptions,
-    NeXtVLADConfig,
-    OptimConfig,
-    StreamConfig,
-    TrainConfig,
-    to_json,
-    train_config_from_json,
-)
+from nextvlad.config import NeXtVLADConfig, StreamConfig
+from nextvlad.config_json import to_json, train_config_from_json
 from nextvlad.data.batch import FrameBatch
 from nextvlad.errors import ConfigError
 from nextvlad.evaluate import evaluate
+from nextvlad.run_config import DataConfig, InferenceOptions, OptimConfig, TrainConfig
 
 MB = 1_000_000
 CPU = torch.device("cpu")

@@ -13,11 +13,13 @@ from nextvlad import bench as bench_module
 from nextvlad import bench_report, checkpoint
 from nextvlad.bench import bench
 from nextvlad.bench_report import Stage, limits
-from nextvlad.config import NeXtVLADConfig, StreamConfig, TrainConfig, to_json
+from nextvlad.config import NeXtVLADConfig, StreamConfig
+from nextvlad.config_json import to_json
 from nextvlad.data.sources import read
 from nextvlad.errors import DataError, UsageError
 from nextvlad.models import build_model, cpu
 from nextvlad.models.byte_linear import Products
+from nextvlad.run_config import TrainConfig
 
 STREAMS = tuple(StreamConfig(name=name, size=size) for name, size in SIZES.items())
 MODEL = NeXtVLADConfig(

@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from nextvlad import checkpoint
 from nextvlad.checkpoint import TrainingState
-from nextvlad.config import ModelConfig, NeXtVLADConfig, StreamConfig, TrainConfig
+from nextvlad.config import ModelConfig, NeXtVLADConfig, StreamConfig
 from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import CheckpointError, ConfigError, OutputError
 from nextvlad.models import build_model
+from nextvlad.run_config import TrainConfig
 
 CONFIG = NeXtVLADConfig(
     streams=(StreamConfig(name="rgb", size=8),), num_classes=3, clusters=2, groups=2, hidden_size=8

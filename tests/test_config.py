@@ -6,19 +6,11 @@ from typing import Any
 
 import pytest
 
-from nextvlad.config import (
-    MeanPoolConfig,
-    MixtureConfig,
-    NeXtVLADConfig,
-    StreamConfig,
-    TrainConfig,
-    model_config_from_json,
-    read_json,
-    to_json,
-    train_config_from_json,
-)
+from nextvlad.config import MeanPoolConfig, MixtureConfig, NeXtVLADConfig, StreamConfig
+from nextvlad.config_json import model_config_from_json, read_json, to_json, train_config_from_json
 from nextvlad.errors import ConfigError, UsageError
 from nextvlad.recipes import RECIPES, find_recipe
+from nextvlad.run_config import TrainConfig
 
 
 @pytest.mark.parametrize("name", list(RECIPES))

@@ -19,9 +19,10 @@ from typing import Any, get_args
 import pytest
 
 from nextvlad import commands
-from nextvlad.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from nextvlad.config import ModelConfig
 from nextvlad.metrics import MetricAccumulator
 from nextvlad.recipes import RECIPES
+from nextvlad.run_config import DataConfig, OptimConfig, TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [

@@ -15,7 +15,7 @@ import torch
 
 from makers import free_port, make_data
 from nextvlad import checkpoint, metrics
-from nextvlad.config import InferenceOptions, NeXtVLADConfig, StreamConfig
+from nextvlad.config import NeXtVLADConfig, StreamConfig
 from nextvlad.data.batch import collate
 from nextvlad.data.sources import read
 from nextvlad.data.tfrecord import RecordWriter
@@ -23,6 +23,7 @@ from nextvlad.data.video_record import VideoRecord, serialize_video_record
 from nextvlad.errors import DataError, OutputError, UsageError
 from nextvlad.evaluate import evaluate
 from nextvlad.models import build_model
+from nextvlad.run_config import InferenceOptions
 from originals import paddle_batch, paddle_model
 
 CLASSES = 24

@@ -15,7 +15,7 @@ import torch
 
 from makers import make_data, nextvlad
 from nextvlad import checkpoint, metrics
-from nextvlad.config import InferenceOptions, NeXtVLADConfig, StreamConfig
+from nextvlad.config import NeXtVLADConfig, StreamConfig
 from nextvlad.data.tfrecord import RecordWriter
 from nextvlad.data.video_record import VideoRecord, serialize_video_record
 from nextvlad.errors import DataError, OutputError, RecordError, UsageError
@@ -24,6 +24,7 @@ from nextvlad.evaluate_predictions import Labels, _batches, evaluate_predictions
 from nextvlad.models import build_model
 from nextvlad.predict import predict
 from nextvlad.predictions import Prediction, read_predictions, write_predictions
+from nextvlad.run_config import InferenceOptions
 from originals import paddle_batch
 
 CLASSES = 24

@@ -16,6 +16,8 @@ import pytest
 WITHOUT_TORCH = [
     "errors",
     "config",
+    "run_config",
+    "config_json",
     "recipes plots progress files",
     "memory journal",
     "provenance",

@@ -16,16 +16,8 @@ from torch.nn import functional
 
 from makers import make_data, nextvlad
 from nextvlad import checkpoint
-from nextvlad.config import (
-    DataConfig,
-    MixtureConfig,
-    NeXtVLADConfig,
-    OptimConfig,
-    StreamConfig,
-    TrainConfig,
-    model_config_from_json,
-    to_json,
-)
+from nextvlad.config import MixtureConfig, NeXtVLADConfig, StreamConfig
+from nextvlad.config_json import model_config_from_json, to_json
 from nextvlad.data.batch import FrameBatch, Frames
 from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import ConfigError
@@ -33,6 +25,7 @@ from nextvlad.models import build_model, count_parameters
 from nextvlad.models.inputs import Mixup
 from nextvlad.models.mixture import Mixture, distillation, mix
 from nextvlad.recipes import RECIPES
+from nextvlad.run_config import DataConfig, OptimConfig, TrainConfig
 from nextvlad.train import train
 from reference_model import logits as reference_logits
 from reference_model import member_weights, mixture_loss

@@ -12,12 +12,13 @@ from torch.nn import functional
 
 from conftest import shared_path
 from nextvlad import optim
-from nextvlad.config import NeXtVLADConfig, OptimConfig, StreamConfig
+from nextvlad.config import NeXtVLADConfig, StreamConfig
 from nextvlad.data.batch import FrameBatch, Frames
 from nextvlad.models import build_model, count_parameters
 from nextvlad.models.inputs import Mixup, mix_frames
 from nextvlad.models.nextvlad import Branch, NeXtVLAD
 from nextvlad.recipes import RECIPES
+from nextvlad.run_config import OptimConfig
 from originals import author_batch, author_model, fine_tuned_from, paddle_batch, paddle_model
 from reference_model import logits as reference_logits
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nextvlad import optim
-from nextvlad.config import OptimConfig
+from nextvlad.run_config import OptimConfig
 
 
 def rate(config: OptimConfig, seen: int, total: int = 1000, step: int = 10) -> float:

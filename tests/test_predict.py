@@ -16,7 +16,7 @@ import torch
 
 from makers import make_data, make_record
 from nextvlad import checkpoint
-from nextvlad.config import InferenceOptions, NeXtVLADConfig, StreamConfig
+from nextvlad.config import NeXtVLADConfig, StreamConfig
 from nextvlad.data import safe_pickle
 from nextvlad.data.batch import collate
 from nextvlad.data.sources import read
@@ -28,6 +28,7 @@ from nextvlad.models import build_model
 from nextvlad.predict import predict, predict_batch
 from nextvlad.predictions import Prediction, write_predictions
 from nextvlad.predictions.writers import ParquetWriter
+from nextvlad.run_config import InferenceOptions
 
 HERE = InferenceOptions(workers=0)
 SUFFIXES = [".jsonl", ".csv", ".parquet", ".pkl"]

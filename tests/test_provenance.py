@@ -12,14 +12,7 @@ from hypothesis import strategies as st
 
 from makers import make_data, make_record, nextvlad
 from nextvlad import checkpoint
-from nextvlad.config import (
-    DataConfig,
-    InferenceOptions,
-    NeXtVLADConfig,
-    OptimConfig,
-    StreamConfig,
-    TrainConfig,
-)
+from nextvlad.config import NeXtVLADConfig, StreamConfig
 from nextvlad.data.loader import FrameLoader
 from nextvlad.data.usual_layout import usual_layout
 from nextvlad.data.video_record import VideoRecord, parse_video_record, serialize_video_record
@@ -35,6 +28,7 @@ from nextvlad.provenance import (
     of_file,
     of_record,
 )
+from nextvlad.run_config import DataConfig, InferenceOptions, OptimConfig, TrainConfig
 from nextvlad.train import train
 
 RGB = StreamProvenance(

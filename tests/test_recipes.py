@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from makers import make_data, make_record
-from nextvlad.config import InferenceOptions, MixtureConfig
+from nextvlad.config import MixtureConfig
 from nextvlad.data.video_record import VideoRecord
 from nextvlad.evaluate import evaluate
 from nextvlad.recipes import RECIPES
+from nextvlad.run_config import InferenceOptions
 from nextvlad.train import train
 
 SIZES = {"rgb": 24, "audio": 8}

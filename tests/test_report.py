@@ -18,14 +18,7 @@ import torch
 from makers import make_data, nextvlad
 from nextvlad import checkpoint, metrics
 from nextvlad.cli import main
-from nextvlad.config import (
-    DataConfig,
-    InferenceOptions,
-    NeXtVLADConfig,
-    OptimConfig,
-    StreamConfig,
-    TrainConfig,
-)
+from nextvlad.config import NeXtVLADConfig, StreamConfig
 from nextvlad.data.batch import collate
 from nextvlad.data.sources import read
 from nextvlad.data.vocabulary import Vocabulary
@@ -34,6 +27,7 @@ from nextvlad.evaluate import evaluate
 from nextvlad.models import build_model
 from nextvlad.report import report
 from nextvlad.report_pictures import listed_videos
+from nextvlad.run_config import DataConfig, InferenceOptions, OptimConfig, TrainConfig
 from nextvlad.train import train
 
 HERE = InferenceOptions(workers=0)

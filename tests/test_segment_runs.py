@@ -14,16 +14,8 @@ import torch
 
 from makers import make_data, make_rated_data, make_rated_record, nextvlad
 from nextvlad import checkpoint, metrics
-from nextvlad.config import (
-    DataConfig,
-    InferenceOptions,
-    MeanPoolConfig,
-    NeXtVLADConfig,
-    OptimConfig,
-    StreamConfig,
-    TrainConfig,
-    read_json,
-)
+from nextvlad.config import MeanPoolConfig, NeXtVLADConfig, StreamConfig
+from nextvlad.config_json import read_json
 from nextvlad.data.batch import collate
 from nextvlad.data.segments import all_segments, rated_segments
 from nextvlad.data.sources import read
@@ -36,6 +28,7 @@ from nextvlad.predict import predict, read_classes
 from nextvlad.predictions import read_predictions
 from nextvlad.predictions.segment_files import read_segment_lists, score_segment_file
 from nextvlad.recipes import RECIPES
+from nextvlad.run_config import DataConfig, InferenceOptions, OptimConfig, TrainConfig
 from nextvlad.start import settle
 from nextvlad.train import train
 from test_train import run_two_processes

@@ -20,15 +20,8 @@ from torch import Tensor
 from makers import SIZES, free_port, make_data, make_record
 from nextvlad import checkpoint, optim
 from nextvlad.cli import main
-from nextvlad.config import (
-    DataConfig,
-    InferenceOptions,
-    NeXtVLADConfig,
-    OptimConfig,
-    StreamConfig,
-    TrainConfig,
-    to_json,
-)
+from nextvlad.config import NeXtVLADConfig, StreamConfig
+from nextvlad.config_json import to_json
 from nextvlad.data.batch import FrameBatch, collate
 from nextvlad.data.loader import FrameLoader
 from nextvlad.errors import DataError, is_out_of_memory
@@ -37,6 +30,7 @@ from nextvlad.models import build_model
 from nextvlad.models.baselines import AsItIs
 from nextvlad.models.folded import FoldedNeXtVLAD
 from nextvlad.models.nextvlad import NeXtVLAD
+from nextvlad.run_config import DataConfig, InferenceOptions, OptimConfig, TrainConfig
 from nextvlad.split_batches import Halver
 from nextvlad.train import train
 
@@ -271,7 +265,7 @@ TWO_PROCESSES = """
 import json, os, sys
 from pathlib import Path
 from nextvlad import cli, commands
-from nextvlad.config import train_config_from_json
+from nextvlad.config_json import train_config_from_json
 from nextvlad.models.nextvlad import NeXtVLAD
 from nextvlad.train import train
 aggregate = NeXtVLAD.aggregate

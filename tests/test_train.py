@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from makers import free_port, make_data, make_record, nextvlad
 from nextvlad import checkpoint, optim
-from nextvlad.config import DataConfig, NeXtVLADConfig, OptimConfig, TrainConfig, to_json
+from nextvlad.config import NeXtVLADConfig
+from nextvlad.config_json import to_json
 from nextvlad.data.tfrecord import RecordWriter
 from nextvlad.data.video_record import serialize_video_record
 from nextvlad.errors import (
@@ -29,6 +30,7 @@ from nextvlad.errors import (
     UsageError,
 )
 from nextvlad.models import cpu
+from nextvlad.run_config import DataConfig, OptimConfig, TrainConfig
 from nextvlad.run_log import log_row
 from nextvlad.train import train
 
@@ -354,7 +356,7 @@ def test_tensorboard(data: dict[str, str], tmp_path: Path) -> None:
 TWO_PROCESSES = """
 import json, sys
 from pathlib import Path
-from nextvlad.config import train_config_from_json
+from nextvlad.config_json import train_config_from_json
 from nextvlad.train import train
 values, out = json.loads(sys.argv[1]), Path(sys.argv[2])
 train(train_config_from_json(values, where="test"), out)

@@ -21,7 +21,7 @@ import torch
 
 from nextvlad import checkpoint, distributed
 from nextvlad.bench_report import Stage, What, limits, print_report, processes
-from nextvlad.config import ModelConfig, Precision, StreamConfig, TrainConfig
+from nextvlad.config import ModelConfig, Precision, StreamConfig
 from nextvlad.data.batch import FrameBatch
 from nextvlad.data.device_batches import DeviceBatch, DeviceBatches
 from nextvlad.data.file_processes import num_processors
@@ -32,6 +32,7 @@ from nextvlad.inference import without_instructions
 from nextvlad.models import build_model, count_parameters, for_inference
 from nextvlad.progress import ProgressBar, say
 from nextvlad.recipes import find_recipe
+from nextvlad.run_config import TrainConfig
 from nextvlad.train import Run
 from nextvlad.train_step import flushed_denormals
 

@@ -29,19 +29,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nextvlad.config import (
-    ModelConfig,
-    TrainConfig,
-    model_config_from_json,
-    read_json,
-    to_json,
-    train_config_from_json,
-)
+from nextvlad.config import ModelConfig
+from nextvlad.config_json import model_config_from_json, read_json, to_json, train_config_from_json
 from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import CheckpointError, ConfigError, DataError, OutputError
 from nextvlad.files import write_json
 from nextvlad.models import Model, build_model
 from nextvlad.provenance import Provenance
+from nextvlad.run_config import TrainConfig
 
 FORMAT = "nextvlad-checkpoint"
 VERSION = 1

@@ -9,8 +9,9 @@ from typing import Annotated, Any, get_args, get_origin
 
 import tyro
 
-from nextvlad.config import BatchSize, InferenceOptions, StreamConfig
+from nextvlad.config import StreamConfig
 from nextvlad.errors import UsageError
+from nextvlad.run_config import BatchSize, InferenceOptions
 
 
 def option(metavar: str, hint: str = "") -> Any:

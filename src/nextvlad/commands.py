@@ -16,9 +16,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from nextvlad.command_options import DEFAULTS, Checkpoint, Count, Data, File, Options, given, option, parse
-from nextvlad.config import DEFAULT_BATCH_SIZE, InferenceOptions, Precision, TrainConfig
+from nextvlad.config import Precision
 from nextvlad.errors import UsageError
 from nextvlad.recipes import RECIPES, find_recipe
+from nextvlad.run_config import DEFAULT_BATCH_SIZE, InferenceOptions, TrainConfig
 from nextvlad.video_commands import VIDEO_VERBS
 
 

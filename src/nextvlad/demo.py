@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.table import Table
 
 from nextvlad.check import check
-from nextvlad.config import InferenceOptions, TrainConfig
 from nextvlad.data.sources import read
 from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import UsageError
@@ -29,6 +28,7 @@ from nextvlad.plots import confusion_matrix, training_curves
 from nextvlad.predict import predict
 from nextvlad.progress import say
 from nextvlad.recipes import RECIPES
+from nextvlad.run_config import InferenceOptions, TrainConfig
 from nextvlad.train import train
 
 _NEXT = """

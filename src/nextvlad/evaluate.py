@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from nextvlad import distributed
-from nextvlad.config import InferenceOptions
 from nextvlad.data.batch import FrameBatch
 from nextvlad.data.device_batches import DeviceBatches
 from nextvlad.data.loader import FrameLoader
@@ -26,6 +25,7 @@ from nextvlad.metrics import MetricAccumulator, SegmentAccumulator
 from nextvlad.metrics.segments import SEGMENTS_A_CLASS
 from nextvlad.models import InferenceModel
 from nextvlad.progress import ProgressBar, counted
+from nextvlad.run_config import InferenceOptions
 from nextvlad.split_batches import Halver
 
 _ROWS = {

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from nextvlad import batch_size, checkpoint, distributed
-from nextvlad.config import InferenceOptions
 from nextvlad.data.loader import FrameLoader, count_examples
 from nextvlad.data.origins import check_origins
 from nextvlad.data.segments import Segments
@@ -22,6 +21,7 @@ from nextvlad.metrics.ranking import DEFAULT_TOP_K
 from nextvlad.models import InferenceModel, for_inference
 from nextvlad.progress import console, say
 from nextvlad.provenance import Expected
+from nextvlad.run_config import InferenceOptions
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from nextvlad.config import OptimConfig
+from nextvlad.run_config import OptimConfig
 
 _STATE = ("step", "exp_avg", "exp_avg_sq")  # what fused Adam keeps of a parameter, on its device
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextvlad import distributed
-from nextvlad.config import InferenceOptions
 from nextvlad.data.batch import FrameBatch
 from nextvlad.data.device_batches import DeviceBatches
 from nextvlad.data.segments import Segments
@@ -32,6 +31,7 @@ from nextvlad.predictions.best_segments import BestSegments
 from nextvlad.predictions.segment_files import write_segment_lists
 from nextvlad.predictions.text_rows import lines
 from nextvlad.progress import ProgressBar, say
+from nextvlad.run_config import InferenceOptions
 from nextvlad.split_batches import Halver
 
 

@@ -9,19 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nextvlad.config import (
-    DataConfig,
-    MeanPoolConfig,
-    MixtureConfig,
-    MoEConfig,
-    NeXtVLADConfig,
-    OptimConfig,
-    StreamConfig,
-    TrainConfig,
-    read_json,
-    train_config_from_json,
-)
+from nextvlad.config import MeanPoolConfig, MixtureConfig, MoEConfig, NeXtVLADConfig, StreamConfig
+from nextvlad.config_json import read_json, train_config_from_json
 from nextvlad.errors import UsageError
+from nextvlad.run_config import DataConfig, OptimConfig, TrainConfig
 
 
 @dataclass(frozen=True)

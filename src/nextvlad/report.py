@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from nextvlad import __version__, checkpoint, distributed, plots
-from nextvlad.config import InferenceOptions
 from nextvlad.data.sources import expand
 from nextvlad.errors import OutputError, UsageError
 from nextvlad.evaluate import answers, check_scored
@@ -27,6 +26,7 @@ from nextvlad.report_findings import Collector, Findings
 from nextvlad.report_numbers import PRIOR_POSITIVES
 from nextvlad.report_page import About, page
 from nextvlad.report_pictures import check_can_read, find_videos, listed_videos, pictures
+from nextvlad.run_config import InferenceOptions
 
 PICTURES = ("training_curves.png", "label_precision.png", "reliability.png", "confusion.png")
 MATPLOTLIB_MISSING = (

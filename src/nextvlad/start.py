@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from nextvlad import batch_size, checkpoint, distributed
-from nextvlad.config import DataConfig, TrainConfig, to_json, with_streams
+from nextvlad.config import with_streams
+from nextvlad.config_json import to_json
 from nextvlad.data.batch import FrameBatch
 from nextvlad.data.loader import count_examples, peek_streams
 from nextvlad.data.origins import check_origins, origin_of
@@ -22,6 +23,7 @@ from nextvlad.models import Model
 from nextvlad.models.inputs import read_whitening_factors
 from nextvlad.progress import ProgressBar, say
 from nextvlad.provenance import Expected, Provenance
+from nextvlad.run_config import DataConfig, TrainConfig
 from nextvlad.split_batches import remember
 
 _LOOK_AT = 1000  # videos looked at for labels before a long training starts

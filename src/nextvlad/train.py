@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nextvlad import checkpoint, distributed, optim
-from nextvlad.config import DEFAULT_BATCH_SIZE, TrainConfig, to_json
+from nextvlad.config_json import to_json
 from nextvlad.data.batch import FrameBatch
 from nextvlad.data.device_batches import DeviceBatch, DeviceBatches
 from nextvlad.data.loader import FrameLoader, count_examples
@@ -28,6 +28,7 @@ from nextvlad.files import write_json
 from nextvlad.inference import tell_damage
 from nextvlad.models import Model, build_model, for_inference
 from nextvlad.progress import ProgressBar, counted, say
+from nextvlad.run_config import DEFAULT_BATCH_SIZE, TrainConfig
 from nextvlad.run_log import describe_run, log_row, open_log, tensorboard
 from nextvlad.start import (
     batch_size_of_the_run,

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from nextvlad import distributed, optim
-from nextvlad.config import TrainConfig
 from nextvlad.data.batch import FrameBatch
 from nextvlad.data.device_batches import DeviceBatch
 from nextvlad.errors import TrainingError
@@ -19,6 +18,7 @@ from nextvlad.models import Model
 from nextvlad.models.base import TrainingLoss
 from nextvlad.models.cpu import settle
 from nextvlad.models.inputs import Mixup
+from nextvlad.run_config import TrainConfig
 from nextvlad.split_batches import Halver, remember
 
 _NO_HALVES = (

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from nextvlad.config import InferenceOptions, TrainConfig
 from nextvlad.errors import UsageError
 from nextvlad.evaluate import evaluate
 from nextvlad.extract import extract
@@ -27,6 +26,7 @@ from nextvlad.extract_labels import LabelOptions
 from nextvlad.progress import say
 from nextvlad.recipes import RECIPES
 from nextvlad.report import report
+from nextvlad.run_config import InferenceOptions, TrainConfig
 from nextvlad.tag import tag
 from nextvlad.train import train
 from nextvlad.video.files import pyav

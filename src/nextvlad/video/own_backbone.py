@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
-from nextvlad.config import read_json, validate
+from nextvlad.config_json import read_json, validate
 from nextvlad.errors import ConfigError, DataError, UsageError
 from nextvlad.video.audio import log_mel
 from nextvlad.video.backbone import Backbone, Run, check_shape, file_sha256
