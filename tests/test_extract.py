@@ -19,6 +19,7 @@ import pytest
 pytest.importorskip("av")
 
 from makers import nextvlad
+from nextvlad import video_commands
 from nextvlad.data.sources import read
 from nextvlad.data.tfrecord import read_records
 from nextvlad.data.vocabulary import Vocabulary
@@ -30,7 +31,6 @@ from nextvlad.extract_store import Outcome
 from nextvlad.journal import Journal
 from nextvlad.provenance import Provenance, of_record
 from nextvlad.video.extractor import Extractor, ExtractorOptions
-from nextvlad.video_commands import VIDEO_VERBS
 from videos import encode, tone
 
 SOUND = ExtractorOptions(visual=None)
@@ -335,7 +335,7 @@ def test_processors_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_calls_that_cannot_be(arguments: list[str], reason: str, clips: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=reason):
-        VIDEO_VERBS["extract"]([str(clips), "--out", str(tmp_path / "f"), *arguments])
+        video_commands.extract([str(clips), "--out", str(tmp_path / "f"), *arguments])
     assert not (tmp_path / "f").exists()
 
 

@@ -88,7 +88,7 @@ ORDER = [
     "tag",
     "demo video_demo",
     "command_options",
-    "video_commands",
+    "file_commands model_commands video_commands",
     "commands",
     "cli",
     "__main__",

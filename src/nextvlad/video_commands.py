@@ -1,11 +1,10 @@
-"""The verbs that begin at videos, as the command line offers them; those of features are in `commands`.
+"""The verbs that begin at videos, as the command line offers them: extract, tag.
 
 PyAV and torch are imported only inside a verb, once its options are known to be good.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -19,8 +18,10 @@ Text = Annotated[str | None, option("TEXT")]
 _NONE = "none"
 
 
-def _extract(arguments: list[str]) -> int:
-    def extract(
+def extract(arguments: list[str]) -> int:
+    """`nextvlad extract`: returns the exit status."""
+
+    def call(
         videos: Videos,
         out: Annotated[Path, option("DIR", "(required)")],
         labels: Annotated[tuple[Path, ...], option("CSV...")] = (),
@@ -95,12 +96,14 @@ def _extract(arguments: list[str]) -> int:
             threads=threads,
         )
 
-    parse(extract, arguments, "extract")
+    parse(call, arguments, "extract")
     return 0
 
 
-def _tag(arguments: list[str]) -> int:
-    def tag(
+def tag(arguments: list[str]) -> int:
+    """`nextvlad tag`: returns the exit status."""
+
+    def call(
         checkpoint: Checkpoint,
         videos: Videos,
         out: File = None,
@@ -160,9 +163,5 @@ def _tag(arguments: list[str]) -> int:
         )
         return 1 if result.failures else 0
 
-    status: int = parse(tag, arguments, "tag")
+    status: int = parse(call, arguments, "tag")
     return status
-
-
-VIDEO_VERBS: dict[str, Callable[[list[str]], int]] = {"extract": _extract, "tag": _tag}
-"""By name, in the order a user meets them."""
