@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from nextvlad import checkpoint
 from nextvlad.config import NeXtVLADConfig
 from nextvlad.data.batch import FrameBatch, Frames
+from nextvlad.fine_tuning import initialise
 from nextvlad.import_checkpoint import import_checkpoint
 from nextvlad.importers.mapping import Imported, from_paddle, from_tensorflow
 from nextvlad.importers.paddle_files import read_paddle
@@ -53,7 +54,7 @@ def fine_tuned_from(source: Path, folder: Path, eigenvalues: Path | None = None,
     config = checkpoint.read_config(folder / "imported")
     assert isinstance(config, NeXtVLADConfig)
     model = NeXtVLAD(replace(config, **changes))
-    report = checkpoint.initialise(model, folder / "imported", None)
+    report = initialise(model, folder / "imported", None)
     assert not report.fresh
     assert not report.skipped
     return model

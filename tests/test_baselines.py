@@ -18,6 +18,7 @@ from nextvlad.config_json import model_config_from_json, to_json
 from nextvlad.data.batch import FrameBatch, Frames
 from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import ConfigError
+from nextvlad.fine_tuning import initialise
 from nextvlad.models.baselines import MeanPool, MixtureOfExperts
 from nextvlad.run_config import DataConfig, OptimConfig, TrainConfig
 from nextvlad.train import train
@@ -95,7 +96,7 @@ def test_fine_tuning_matches_classes_by_name(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "c", model, vocabulary=Vocabulary(tuple("abcdefg")))
     other = MixtureOfExperts(replace(CONFIG, num_classes=3))
     fresh = other.gates.weight.detach().clone()
-    report = checkpoint.initialise(other, tmp_path / "c", Vocabulary(("g", "new", "b")))
+    report = initialise(other, tmp_path / "c", Vocabulary(("g", "new", "b")))
     assert report.classes_matched == 2
     assert not report.fresh
     assert not report.skipped
@@ -106,7 +107,7 @@ def test_fine_tuning_matches_classes_by_name(tmp_path: Path) -> None:
     biases = other.experts.bias.unflatten(0, (3, 3)), model.experts.bias.unflatten(0, (7, 3))
     torch.testing.assert_close(biases[0][0], biases[1][6])
     more = MixtureOfExperts(replace(CONFIG, num_experts=4))  # rows a class differ: nothing to match
-    assert checkpoint.initialise(more, tmp_path / "c", Vocabulary(tuple("abcdefg"))).fresh == [
+    assert initialise(more, tmp_path / "c", Vocabulary(tuple("abcdefg"))).fresh == [
         "gates.weight",
         "experts.weight",
         "experts.bias",

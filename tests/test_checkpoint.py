@@ -3,14 +3,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nextvlad import checkpoint
+from nextvlad import checkpoint, run_folder
 from nextvlad.checkpoint import TrainingState
 from nextvlad.config import ModelConfig, NeXtVLADConfig, StreamConfig
 from nextvlad.data.vocabulary import Vocabulary
@@ -46,31 +45,6 @@ def test_round_trip(tmp_path: Path) -> None:
     assert torch.equal(state.tensors["moment"], torch.ones(2))
     assert checkpoint.read_train_config(folder) == TrainConfig(model=CONFIG)
     assert [path.name for path in folder.parent.iterdir()] == ["one"]
-
-
-def test_links_and_clean_up(tmp_path: Path) -> None:
-    for name in ("step-1", "step-2", "step-3"):
-        saved(tmp_path / "checkpoints" / name)
-    (tmp_path / "checkpoints" / ".step-4.incomplete-77").mkdir()
-    for name in ("step-1", "step-3"):
-        checkpoint.point(tmp_path / "last", tmp_path / "checkpoints" / name)
-    checkpoint.point(tmp_path / "best", tmp_path / "checkpoints" / "step-1")
-    checkpoint.remove_unlinked(tmp_path)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-1", "step-3"]
-    assert checkpoint.resolve(tmp_path) == tmp_path / "best"
-    (tmp_path / "best").unlink()
-    assert checkpoint.resolve(tmp_path).resolve().name == "step-3"
-    moved = tmp_path.with_name("moved")
-    tmp_path.rename(moved)
-    assert checkpoint.load(moved).config == CONFIG
-    moved.rename(tmp_path)
-
-
-def test_something_in_the_way_of_a_link(tmp_path: Path) -> None:
-    folder = saved(tmp_path / "checkpoints" / "step-1")
-    (tmp_path / "last").mkdir()
-    with pytest.raises(OutputError, match=r"last: cannot be made a link to .*step-1"):
-        checkpoint.point(tmp_path / "last", folder)
 
 
 def test_not_a_checkpoint(tmp_path: Path) -> None:
@@ -158,67 +132,6 @@ def test_disk_full_in_earnest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not list(tmp_path.iterdir())
 
 
-def test_fine_tuning_matches_classes_by_name(tmp_path: Path) -> None:
-    folder = saved(tmp_path / "c")
-    theirs = checkpoint.load(folder)
-    names = Vocabulary(("owl", "fox", "cat", "elk"))
-    model = build_model(replace(CONFIG, num_classes=4))
-    before = model.classifier.weight.detach().clone()
-    report = checkpoint.initialise(model, folder, names)
-    assert report.classes_matched == 2
-    assert not report.fresh
-    assert not report.skipped
-    torch.testing.assert_close(model.classifier.weight[0], theirs.classifier.weight[2])
-    torch.testing.assert_close(model.classifier.weight[2], theirs.classifier.weight[0])
-    torch.testing.assert_close(model.classifier.weight[1], before[1])
-    torch.testing.assert_close(model.hidden.weight, theirs.hidden.weight)  # type: ignore[union-attr]
-
-
-def test_fine_tuning_where_names_repeat(tmp_path: Path) -> None:
-    twins = Vocabulary(("cat", "cat", "owl"))
-    folder = saved(tmp_path / "c", vocabulary=twins)
-    theirs = checkpoint.load(folder)
-    same = build_model(CONFIG)
-    assert checkpoint.initialise(same, folder, twins).classes_matched == 3
-    torch.testing.assert_close(same.classifier.weight, theirs.classifier.weight)
-    other = build_model(CONFIG)
-    assert checkpoint.initialise(other, folder, Vocabulary(("owl", "cat", "dog"))).classes_matched == 1
-    torch.testing.assert_close(other.classifier.weight[0], theirs.classifier.weight[2])
-
-
-def test_fine_tuning_without_names(tmp_path: Path) -> None:
-    folder = saved(tmp_path / "c", vocabulary=None)
-    same = checkpoint.initialise(build_model(CONFIG), folder, NAMES)
-    assert (same.classes_matched, same.fresh) == (3, [])
-    other = checkpoint.initialise(build_model(replace(CONFIG, num_classes=4)), folder, None)
-    assert other.fresh == ["classifier.weight", "classifier.bias"]
-    assert other.skipped == ["classifier.bias", "classifier.weight"]
-
-
-def test_fine_tuning_from_another_architecture(tmp_path: Path) -> None:
-    folder = saved(tmp_path / "c")
-    wide = replace(CONFIG, hidden_size=16, streams=(StreamConfig(name="audio", size=4),), num_classes=7)
-    with pytest.raises(CheckpointError, match="none of its tensors fits"):
-        checkpoint.initialise(build_model(wide), folder, None)
-
-
-def test_fine_tuning_from_weights_that_are_not_as_their_configuration_says(tmp_path: Path) -> None:
-    folder = saved(tmp_path / "c", vocabulary=None)
-    tensors = load_file(folder / "model.safetensors")
-    tensors["classifier.weight"] = tensors["classifier.weight"].repeat(2, 1)[:5].contiguous()
-    tensors["classifier.bias"] = torch.tensor(1.0)
-    save_file(tensors, folder / "model.safetensors")
-    report = checkpoint.initialise(build_model(CONFIG), folder, None)
-    assert report.fresh == ["classifier.weight", "classifier.bias"]
-
-
-def test_clean_up_leaves_what_is_not_ours(tmp_path: Path) -> None:
-    saved(tmp_path / "checkpoints" / "step-00000001")
-    (tmp_path / "checkpoints" / "my notes").mkdir()
-    checkpoint.remove_unlinked(tmp_path)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["my notes"]
-
-
 def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:
     weights = saved(tmp_path / "c") / "model.safetensors"
     tensors = load_file(weights)
@@ -241,7 +154,7 @@ def test_thresholds_are_kept_with_the_checkpoint_alone(tmp_path: Path) -> None:
     assert read.dtype == torch.float32
     assert read.tolist() == values  # to the bit
     assert sorted(item.name for item in first.iterdir() if "thresholds" in item.name) == ["thresholds.json"]
-    checkpoint.point(run / "best", first)
+    run_folder.point(run / "best", first)
     assert checkpoint.resolve(run) == run / "best"
     assert checkpoint.read_thresholds(run / "best", 3) is not None
     assert checkpoint.read_thresholds(saved(run / "checkpoints" / "step-2"), 3) is None

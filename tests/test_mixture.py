@@ -21,6 +21,7 @@ from nextvlad.config_json import model_config_from_json, to_json
 from nextvlad.data.batch import FrameBatch, Frames
 from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import ConfigError
+from nextvlad.fine_tuning import initialise
 from nextvlad.models import build_model, count_parameters
 from nextvlad.models.inputs import Mixup
 from nextvlad.models.mixture import Mixture, distillation, mix
@@ -323,7 +324,7 @@ def test_checkpoint_round_trip_and_classes_by_name(tmp_path: Path) -> None:
         assert torch.equal(again(batch), model(batch))
     other = build_model(replace(SMALL, num_classes=2))
     assert isinstance(other, Mixture)
-    report = checkpoint.initialise(other, tmp_path / "c", Vocabulary(("f", "a")))
+    report = initialise(other, tmp_path / "c", Vocabulary(("f", "a")))
     assert (report.classes_matched, report.fresh, report.skipped) == (2, [], [])
     for mine, theirs in zip(other.members, model.members, strict=True):
         torch.testing.assert_close(mine.classifier.weight, theirs.classifier.weight[[5, 0]])

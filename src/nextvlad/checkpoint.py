@@ -8,16 +8,14 @@
     training.json          counters and positions, only for resuming
     training.safetensors   optimiser moments and random states, only for resuming
 
-A run keeps its checkpoints under `checkpoints/`, and `last` and `best` are links into it. A checkpoint
-is written beside its final name and renamed when every byte is on disk; then a link is replaced in
-one step. A save that is killed at any moment leaves the previous checkpoint as it was.
+A checkpoint is written beside its final name and renamed when every byte is on disk: a save that is
+killed leaves no half of one. Those of a run are in `nextvlad.run_folder`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +41,6 @@ VERSION = 1
 THRESHOLDS_FORMAT = "nextvlad-thresholds"
 
 _FEATURES = "features.json"
-_OURS = re.compile(r"step-\d+(-\d+)?|\.step-.*\.incomplete-\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +117,7 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
     config = read_config(place)
     with torch.device("meta"):
         model = build_model(config)
-    tensors = _read_tensors(place / "model.safetensors")
+    tensors = read_tensors(place / "model.safetensors")
     _check_fit(place / "model.safetensors", model, tensors)
     model = model.to_empty(device=device)
     model.load_state_dict(tensors)
@@ -246,113 +243,25 @@ def read_training_state(folder: Path) -> TrainingState:
                 f"{folder / 'training.json'}: {name} is {values[name]!r}, wanted a whole number; the "
                 "checkpoint is damaged."
             )
-    return TrainingState(values=values, tensors=_read_tensors(folder / "training.safetensors"))
+    return TrainingState(values=values, tensors=read_tensors(folder / "training.safetensors"))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A .safetensors file of a checkpoint; CheckpointError if it is damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error}); the checkpoint is damaged or incomplete."
+        ) from error
 
 
 def load_weights(model: Model, folder: Path) -> None:
     """Puts a checkpoint's weights into a model of the very same configuration."""
     path = folder / "model.safetensors"
-    tensors = _read_tensors(path)
+    tensors = read_tensors(path)
     _check_fit(path, model, tensors)
     model.load_state_dict(tensors)
-
-
-def point(link: Path, target: Path) -> None:
-    """Makes `link` lead to `target` (its neighbour or below), in one step.
-
-    Raises:
-        OutputError: no link can be made there, or something that is no link is in the way.
-    """
-    temporary = link.with_name(f".{link.name}.new")
-    try:
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
-        temporary.replace(link)
-    except OSError as error:
-        raise OutputError(
-            f"{link}: cannot be made a link to {target} ({error.strerror or error}). The checkpoint is "
-            "whole; remove what is in the way, or choose a file system that has links."
-        ) from error
-
-
-def remove_unlinked(run: Path) -> None:
-    """Deletes the run's checkpoints that neither `last` nor `best` leads to, and what a killed save left.
-
-    What else somebody keeps in that folder stays.
-    """
-    kept = {(run / name).resolve() for name in ("last", "best")}
-    for folder in (run / "checkpoints").iterdir():
-        if _OURS.fullmatch(folder.name) and folder.resolve() not in kept:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-@dataclass(frozen=True)
-class InitReport:
-    """What `initialise` did, by parameter name; every name is in exactly one list."""
-
-    loaded: list[str]
-    fresh: list[str]
-    skipped: list[str]
-    classes_matched: int
-
-
-def initialise(model: Model, folder: Path, vocabulary: Vocabulary | None) -> InitReport:
-    """Starts a model from another checkpoint's weights, for fine-tuning.
-
-    Tensors of the same name and shape are copied. Rows of the model's `class_layers` are matched by class
-    name where both vocabularies are known, copied whole where both have the same number of classes and at
-    most one vocabulary is known, and left fresh otherwise.
-
-    Raises:
-        CheckpointError: not one tensor fits.
-    """
-    source = _read_tensors(folder / "model.safetensors")
-    num_theirs, num_mine = read_config(folder).num_classes, model.config.num_classes
-    pairs = _matching_rows(read_vocabulary(folder, num_theirs), vocabulary, num_theirs, num_mine)
-    by_class = {f"{layer}.{part}" for layer in model.class_layers() for part in ("weight", "bias")}
-    loaded: list[str] = []
-    matched = 0
-    own = model.state_dict()
-    for name, tensor in own.items():
-        if name not in source:
-            continue
-        if name in by_class:
-            to, of = _rows_of_classes(tensor, num_mine), _rows_of_classes(source[name], num_theirs)
-            if pairs and of is not None and to is not None and of.shape[1:] == to.shape[1:]:
-                mine, theirs = (torch.tensor(side) for side in zip(*pairs, strict=True))
-                to[mine] = of[theirs].to(to)
-                matched = len(pairs)
-                loaded.append(name)
-        elif source[name].shape == tensor.shape:
-            tensor.copy_(source[name])
-            loaded.append(name)
-    if not loaded:
-        raise CheckpointError(f"{folder}: none of its tensors fits this model; is it another architecture?")
-    return InitReport(
-        loaded=loaded,
-        fresh=[name for name in own if name not in loaded],
-        skipped=[name for name in source if name not in loaded],
-        classes_matched=matched,
-    )
-
-
-def _rows_of_classes(tensor: Tensor, num_classes: int) -> Tensor | None:
-    """[C k, ...] -> [C, k, ...], a view; None where the rows are of another number of classes."""
-    if tensor.dim() == 0 or num_classes < 1 or tensor.shape[0] % num_classes:
-        return None
-    return tensor.view(num_classes, tensor.shape[0] // num_classes, *tensor.shape[1:])
-
-
-def _matching_rows(
-    theirs: Vocabulary | None, mine: Vocabulary | None, num_theirs: int, num_mine: int
-) -> list[tuple[int, int]]:
-    """Pairs (my class, their class) that mean the same."""
-    if theirs is None or mine is None:
-        return [(index, index) for index in range(num_mine)] if num_mine == num_theirs else []
-    if theirs == mine:  # also where names repeat
-        return [(index, index) for index in range(num_mine)]
-    where = theirs.index_of()
-    return [(index, where[name]) for name, index in mine.index_of().items() if name in where]
 
 
 def _read_header(folder: Path) -> Mapping[str, Any]:
@@ -367,15 +276,6 @@ def _read_header(folder: Path) -> Mapping[str, Any]:
             f"{path}: version {header.get('version')!r}; this nextvlad reads version {VERSION}. Update it."
         )
     return header
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error}); the checkpoint is damaged or incomplete."
-        ) from error
 
 
 def _check_fit(path: Path, model: Model, tensors: Mapping[str, Tensor]) -> None:

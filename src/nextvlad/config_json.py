@@ -53,6 +53,12 @@ def validate(kind: Any, values: object, where: str) -> Any:
     return _validate(TypeAdapter(kind), values, where)
 
 
+def shortened(value: object) -> str:
+    """A setting as one line of a report shows it."""
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if text else "-"
+
+
 def _validate(adapter: TypeAdapter[Any], values: object, where: str) -> Any:
     try:
         return adapter.validate_python(_tuples(values), strict=False)

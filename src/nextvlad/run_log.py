@@ -12,13 +12,12 @@ import torch
 
 from nextvlad import distributed
 from nextvlad.config import Precision
-from nextvlad.config_json import to_json
+from nextvlad.config_json import shortened, to_json
 from nextvlad.errors import OutputError, UsageError
 from nextvlad.inference import without_instructions
 from nextvlad.models import Model, count_parameters
 from nextvlad.progress import counted, say
 from nextvlad.run_config import TrainConfig
-from nextvlad.start import shortened
 
 
 def describe_run(

@@ -1,24 +1,22 @@
-"""Before the first step: what the data decides, what can be refused early, and where a run goes on."""
+"""Before the first step of a run: what the data decides, what can be refused early, the first weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from nextvlad import batch_size, checkpoint, distributed
+from nextvlad import batch_size, checkpoint, distributed, fine_tuning
 from nextvlad.config import with_streams
-from nextvlad.config_json import to_json
 from nextvlad.data.batch import FrameBatch
 from nextvlad.data.loader import count_examples, peek_streams
 from nextvlad.data.origins import check_origins, origin_of
 from nextvlad.data.ratings import count_segments, read_ratings
 from nextvlad.data.sources import expand, read
 from nextvlad.data.vocabulary import Vocabulary
-from nextvlad.errors import CheckpointError, ConfigError, RecordError, TrainingError, UsageError
+from nextvlad.errors import ConfigError, RecordError, TrainingError, UsageError
 from nextvlad.models import Model
 from nextvlad.models.inputs import read_whitening_factors
 from nextvlad.progress import ProgressBar, say
@@ -203,12 +201,26 @@ def _look_at_ratings(
     return largest
 
 
-def count_train_examples(config: DataConfig) -> int:
-    """Videos of the training data, or its rated segments, for which every record is read.
+def find_num_examples(config: DataConfig, known: int) -> int:
+    """Videos of the training data, or its rated segments, on every rank.
+
+    Args:
+        config: which data.
+        known: as an earlier part of the run counted them, or the user says; 0: every record is read.
 
     Raises:
-        NextvladError: damage (without skip_damaged), no such data.
+        NextvladError: damage (without skip_damaged), no such data; TrainingError: there are none.
     """
+    num_examples = known or int(
+        distributed.share_object(_count_examples(config) if distributed.is_main() else 0)
+    )
+    if not num_examples:
+        unit = "segments" if config.segments else "videos"
+        raise TrainingError(f"{' '.join(config.train)}: no {unit} in the training data.")
+    return num_examples
+
+
+def _count_examples(config: DataConfig) -> int:
     if not config.segments:
         return count_examples(config.train, skip_damaged=config.skip_damaged)
     on_damage = ignore if config.skip_damaged else None
@@ -234,7 +246,7 @@ def start_weights(
     """
     if init is not None:
         place = checkpoint.resolve(init)
-        report = checkpoint.initialise(model, place, vocabulary)
+        report = fine_tuning.initialise(model, place, vocabulary)
         if distributed.is_main():
             say(
                 f"From {init}: {len(report.loaded)} tensors loaded, {len(report.fresh)} fresh, "
@@ -265,67 +277,3 @@ def undo_whitening(model: Model, path: Path) -> None:
         raise UsageError("--data.eigenvalues belongs to a stream called rgb, and this model has none.")
     preprocess = model.preprocessing("rgb")
     preprocess.undo_whitening(read_whitening_factors(path, len(preprocess.scale)))
-
-
-def place_to_resume(out: Path, *, resume: bool, resume_from: Path | None) -> Path | None:
-    """The checkpoint to go on from; None for a new run."""
-    if resume_from is not None:
-        place = checkpoint.resolve(resume_from).resolve()
-        if (out / "last").exists() and not place.is_relative_to(out.resolve()):
-            raise UsageError(
-                f"{out}: holds another run than that of {resume_from}; going on would overwrite it. Choose "
-                "another --out."
-            )
-        return place
-    if resume:
-        if not (out / "last").exists():
-            raise UsageError(f"{out}: nothing to resume from (no `last` in it). Start without --resume.")
-        return (out / "last").resolve()
-    if (out / "last").exists():
-        raise UsageError(f"{out}: holds a run already. Go on with it (--resume), or choose another --out.")
-    return None
-
-
-def own_position(folder: Path | None, state: checkpoint.TrainingState) -> dict[str, Any] | None:
-    """This rank's place in the data; ConfigError if the run had another number of processes."""
-    if folder is None:
-        return None
-    positions = state.values.get("positions")
-    if not isinstance(positions, list):
-        raise CheckpointError(f"{folder / 'training.json'}: no place in the data; the checkpoint is damaged.")
-    if len(positions) != distributed.world_size():
-        raise ConfigError(
-            f"{folder}: the run had {len(positions)} process(es) and now has {distributed.world_size()}; the "
-            "order of the videos depends on it. Give the same number, or start without --resume."
-        )
-    position: dict[str, Any] = positions[distributed.rank()]
-    return position
-
-
-def check_same_run(folder: Path, config: TrainConfig) -> None:
-    """A resumed run keeps its model; other changes are the user's will, and are told."""
-    before = checkpoint.read_train_config(folder)
-    if before is None:
-        return
-    old, new = to_json(before), to_json(config)
-    if old["model"] != new["model"]:
-        changed = ", ".join(
-            f"{key}: {old['model'].get(key)!r} -> {new['model'].get(key)!r}"
-            for key in new["model"]
-            if old["model"].get(key) != new["model"].get(key)
-        )
-        raise ConfigError(
-            f"{folder}: the model was another one when this run began ({changed}); --resume needs the same."
-        )
-    for group in ("data", "optim"):
-        for key, value in new[group].items():
-            before_value = old[group].get(key)
-            if before_value != value and distributed.is_main():
-                change = f"{shortened(before_value)} -> {shortened(value)}"
-                say(f"Changed since the checkpoint: {group}.{key} {change}")
-
-
-def shortened(value: object) -> str:
-    """A setting as one line of a report shows it."""
-    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if text else "-"

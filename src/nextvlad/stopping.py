@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import torch
+
+from nextvlad import distributed
 from nextvlad.progress import say
 
 
@@ -41,3 +44,21 @@ def stop_on_signals() -> Iterator[Stop]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def ask_all_ranks(stop: Stop, *, due: bool) -> tuple[bool, bool]:
+    """Whether to stop, and whether it is time to save: the same answer on every rank.
+
+    Saving takes all ranks, and their clocks differ, so the first rank's decides.
+
+    Args:
+        stop: of this rank; one that was asked stops all.
+        due: whether it is time by this rank's clock.
+    """
+    wishes = torch.tensor(
+        [stop.signum != 0, due and distributed.is_main()],
+        dtype=torch.int64,
+        device=distributed.collective_device(),
+    )
+    asked, due = (bool(votes) for votes in distributed.sum_over_ranks(wishes).tolist())
+    return asked, due
