@@ -11,11 +11,16 @@ from nextvlad.data.batch import FrameBatch, Frames
 
 
 def made_up_batch(
-    streams: tuple[StreamConfig, ...], num_videos: int, seed: int = 0, *, shortest: int = 120
+    streams: tuple[StreamConfig, ...],
+    num_videos: int,
+    seed: int = 0,
+    *,
+    shortest: int = 120,
+    longest: int = 300,
 ) -> FrameBatch:
-    """Random frames, `shortest` to 300 a video."""
+    """Random frames, `shortest` to `longest` a video."""
     numbers = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(shortest, 301, (num_videos,), generator=numbers)
+    lengths = torch.randint(shortest, longest + 1, (num_videos,), generator=numbers)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     frames = {
         stream.name: Frames(

@@ -19,6 +19,7 @@ from nextvlad.data.batch import FrameBatch, Frames
 from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import UsageError
 from nextvlad.models.cpu import dtype_of, settle
+from nextvlad.models.graphs import Graphs
 from nextvlad.models.inputs import Mixup, Preprocessing
 from nextvlad.provenance import Provenance
 
@@ -114,6 +115,8 @@ class InferenceModel(Aggregator):
     provenance: Provenance | None
     precision: Precision
     """What it computes in, which may not be what was asked for (`nextvlad.models.cpu.settle`)."""
+    graphs: Graphs | None = None
+    """CUDA graphs for shapes of batches that come often; None, as on a CPU: always kernel by kernel."""
 
     def __init__(self, model: VideoModel, precision: Precision) -> None:
         self.config, self.vocabulary, self.provenance = model.config, model.vocabulary, model.provenance
@@ -129,6 +132,11 @@ class InferenceModel(Aggregator):
     @torch.no_grad()
     def __call__(self, batch: FrameBatch) -> Tensor:
         """Logits [B, C] float32."""
+        if self.graphs is not None:
+            return self.graphs(self._answer, batch)
+        return self._answer(batch)
+
+    def _answer(self, batch: FrameBatch) -> Tensor:
         return self.conclude(self.aggregate(batch))
 
 

@@ -273,14 +273,16 @@ def sum_of_frames(prepare: Callable[[Tensor], Tensor], values: Tensor, offsets: 
     """`segment_sum` of what `prepare` makes of the rows, some at a time: [N, D], offsets [B+1] -> [B, D].
 
     `prepare` is given rows of `values` and returns as many, float32; so [N, D] floats never are in memory.
+    Rows behind the last offset count nowhere. On a GPU the host does not wait for the offsets.
     """
-    segment = torch.repeat_interleave(offsets.diff(), output_size=len(values))  # [N]
-    sums = torch.zeros(len(offsets) - 1, values.shape[1], device=values.device)
+    rows = torch.arange(len(values), device=values.device)
+    segment = torch.searchsorted(offsets[1:], rows, right=True)  # [N]; B behind the last offset
+    sums = torch.zeros(len(offsets), values.shape[1], device=values.device)  # [B + 1, D]
     size = _ROWS_OF_FRAMES_CPU if values.device.type == "cpu" else _ROWS_OF_FRAMES_GPU
     for start in range(0, len(values), size):
-        rows = slice(start, start + size)
-        sums.index_add_(0, segment[rows], prepare(values[rows]))
-    return sums
+        part = slice(start, start + size)
+        sums.index_add_(0, segment[part], prepare(values[part]))
+    return sums[:-1]
 
 
 def he_normal_(weight: Tensor, fan_in: int) -> None:
