@@ -5,8 +5,8 @@ PYTHON ?=
 JOBS ?= 2
 PYTEST_ARGS ?=
 BIN := .venv/bin
-SOURCES := $(wildcard src tests scripts benchmarks examples)
-INSTALLED_FROM := pyproject.toml constraints.txt scripts/setup
+SOURCES := $(wildcard setup.py src tests scripts benchmarks examples)
+INSTALLED_FROM := pyproject.toml setup.py constraints.txt scripts/setup $(wildcard src/nextvlad/data/compiled/*)
 
 .PHONY: help demo test check format clean clean-venv
 .DEFAULT_GOAL := help
@@ -24,7 +24,7 @@ help:
 	@echo "Options: PYTHON=python3.12 (to make .venv with), JOBS=2 (test processes),"
 	@echo "PYTEST_ARGS='tests/test_plots.py -x' (with make test)"
 
-# An edited source file needs no new install; a changed dependency does.
+# An edited Python file needs no new install; a changed dependency does, and what is compiled.
 .venv/.installed-demo: $(INSTALLED_FROM)
 	@PYTHON='$(PYTHON)' scripts/setup demo
 	@touch $@

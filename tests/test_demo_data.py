@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,6 +14,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from nextvlad.data import usual_records
 from nextvlad.data.sources import read
 from nextvlad.data.video_record import VideoRecord
 from nextvlad.data.vocabulary import Vocabulary
@@ -106,11 +108,16 @@ def test_without_a_source_the_script_says_what_to_install(
     assert "pip install --no-deps aeon" in capsys.readouterr().err
 
 
-def test_the_wheel_carries_the_data(tmp_path: Path) -> None:
-    pytest.importorskip("hatchling")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+def test_the_wheel_carries_the_data_and_what_is_compiled(tmp_path: Path) -> None:
+    source = tmp_path / "source"  # since building leaves things behind
+    shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("*.egg-info", "*.so"))
+    for name in ["pyproject.toml", "setup.py", "README.md", "LICENSE"]:
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    subprocess.run([*command, str(source)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     inside = set(zipfile.ZipFile(wheel).namelist())
     wanted = {f"nextvlad/demo_data/{name}" for name in [*MADE, "README.md"]}
-    assert wanted | {"nextvlad/py.typed"} <= inside
+    assert wanted | {"nextvlad/py.typed", "nextvlad/report_page.css", "nextvlad/tag_report.js"} <= inside
+    if usual_records.compiled is not None:
+        assert any(name.startswith("nextvlad/data/_usual_records.") for name in inside)

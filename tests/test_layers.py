@@ -58,6 +58,7 @@ ORDER = [
     "distributed",
     "data.batch",
     "data.packer",
+    "data._usual_records data.usual_records",
     "data.reader",
     "data.processes",
     "data.loader",
@@ -127,7 +128,8 @@ def imports(tree: ast.Module) -> Iterator[str]:
 
 def is_module(module: str) -> bool:
     path = PACKAGE.joinpath(*module.split("."))
-    return bool(module) and (path.with_suffix(".py").exists() or (path / "__init__.py").exists())
+    files = path.with_suffix(".py"), path.with_suffix(".pyi"), path / "__init__.py"
+    return bool(module) and any(file.exists() for file in files)
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)

@@ -282,7 +282,8 @@ def pack(records: Sequence[VideoRecord], streams: Sequence[StreamConfig], num_cl
     )
     packed = PackedBatch(buffer, [record.video_id for record in records], num_classes, parts, has_rated)
     batch = packed.batch()
-    mark(batch, [record.labels for record in records], [record.rated for record in records])
+    labels = [record.labels for record in records]
+    mark(batch, [len(of_one) for of_one in labels], labels, [record.rated for record in records])
     for name, frames in batch.streams.items():
         set_offsets(frames, [len(array) for array in values[name]])
         if len(frames.values):
@@ -297,12 +298,25 @@ def set_offsets(frames: Frames, lengths: list[int]) -> None:
     np.cumsum(lengths, out=offsets[1:])
 
 
-def mark(batch: FrameBatch, labels: list[NDArray[np.int64]], rated: list[NDArray[np.int64] | None]) -> None:
-    """Writes the labels of a new batch, and what was rated, from the classes of each video."""
-    _mark(batch.labels.numpy(), labels)
+def mark(
+    batch: FrameBatch,
+    label_counts: list[int],
+    labels: list[NDArray[np.int64]],
+    rated: list[NDArray[np.int64] | None],
+) -> None:
+    """Writes the labels of a new batch, and what was rated.
+
+    Args:
+        batch: of B videos.
+        label_counts: B numbers of labels.
+        labels: the classes of all videos, one's behind the other's, in any number of pieces.
+        rated: the classes of each video; None: all of them.
+    """
+    _mark(batch.labels.numpy(), label_counts, labels)
     if batch.rated is not None:
         everything = np.arange(batch.rated.shape[1])
-        _mark(batch.rated.numpy(), [everything if classes is None else classes for classes in rated])
+        classes = [everything if of_one is None else of_one for of_one in rated]
+        _mark(batch.rated.numpy(), [len(of_one) for of_one in classes], classes)
 
 
 def _values_of(records: Sequence[VideoRecord], stream: StreamConfig) -> list[NDArray[Any]]:
@@ -327,12 +341,11 @@ def _dtype_of(
     return torch.from_numpy(np.empty(0, dtypes.pop() if dtypes else np.uint8)).dtype
 
 
-def _mark(out: NDArray[np.bool_], classes: list[NDArray[np.int64]]) -> None:
-    """Sets [B, C] to True at the classes of each row, and to False elsewhere."""
+def _mark(out: NDArray[np.bool_], counts: list[int], pieces: list[NDArray[np.int64]]) -> None:
+    """Sets [B, C] to True at so many classes of each row, and to False elsewhere."""
     out[:] = False
-    rows = np.repeat(np.arange(len(classes)), [len(of_one) for of_one in classes])
-    if len(rows):
-        out[rows, np.concatenate(classes)] = True
+    if any(counts):
+        out[np.repeat(np.arange(len(counts)), counts), np.concatenate(pieces)] = True
 
 
 def aligned(size: int) -> int:

@@ -75,7 +75,8 @@ class Packer:
 
     def _begin(self) -> None:
         self._ids: list[str] = []
-        self._labels: list[NDArray[np.int64]] = []
+        self._label_counts: list[int] = []
+        self._labels: list[NDArray[np.int64]] = []  # of all videos, in pieces
         self._rated: list[NDArray[np.int64] | None] = []
         self._buffer = None
         for stream in self._streams:
@@ -85,6 +86,11 @@ class Packer:
     def __len__(self) -> int:
         """Videos in the batch so far."""
         return len(self._ids)
+
+    @property
+    def missing(self) -> int:
+        """Videos until the batch is full."""
+        return self._batch_size - len(self._ids)
 
     def add(self, record: VideoRecord) -> None:
         """Copy one video, in which `find_fault` finds nothing, to the end of the batch.
@@ -103,8 +109,39 @@ class Packer:
                 stream.num_frames = stop
             stream.lengths.append(count)
         self._ids.append(record.video_id)
+        self._label_counts.append(len(record.labels))
         self._labels.append(record.labels)
         self._rated.append(record.rated)
+
+    def rooms(self) -> tuple[NDArray[np.uint8], ...] | None:
+        """Of each stream [frames, D], where the bytes of videos to come go; `added` tells which are there.
+
+        None: the size of the batch is not known before a first video was added, or it holds floats.
+        """
+        if self._buffer is None:
+            if not any(stream.capacity for stream in self._streams):
+                return None
+            self._lay_out()
+        if any(stream.dtype != np.uint8 for stream in self._streams):
+            return None
+        return tuple([stream.values[stream.num_frames :] for stream in self._streams])
+
+    def added(self, video_ids: list[str], counts: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
+        """Videos whose frames were put into `rooms`, without a gap.
+
+        Args:
+            video_ids: B ids.
+            counts: [B, streams + 1]: the frames of each stream, and the number of labels.
+            labels: the labels of all, one video's behind the other's; what follows is not looked at.
+        """
+        *lengths, label_counts = counts.T.tolist()
+        for stream, of_stream in zip(self._streams, lengths, strict=True):
+            stream.lengths += of_stream
+            stream.num_frames += sum(of_stream)
+        self._ids += video_ids
+        self._label_counts += label_counts
+        self._labels.append(labels[: sum(label_counts)].copy())
+        self._rated += [None] * len(video_ids)
 
     def finish(self) -> PackedBatch:
         """The batch; what is added next is another one."""
@@ -116,7 +153,7 @@ class Packer:
         has_rated = any(rated is not None for rated in self._rated)
         packed = PackedBatch(buffer, self._ids, self._num_classes, parts, has_rated)
         batch = packed.batch()
-        mark(batch, self._labels, self._rated)
+        mark(batch, self._label_counts, self._labels, self._rated)
         for stream in self._streams:
             set_offsets(batch.streams[stream.name], stream.lengths)
             if len(self._ids) == self._batch_size:  # a smaller one may be of a few long videos

@@ -17,7 +17,8 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,8 @@ from nextvlad.data.batch import PackedBatch, find_fault
 from nextvlad.data.packer import Packer
 from nextvlad.data.paddle_pickle import is_pickle, read_pickle
 from nextvlad.data.segments import Segments, segments_of
-from nextvlad.data.tfrecord import read_records
+from nextvlad.data.tfrecord import RecordFile
+from nextvlad.data.usual_records import MOST_STREAMS, UsualRecords, available
 from nextvlad.data.video_record import VideoRecord, parse_video_record
 from nextvlad.errors import ConfigError, DataError, RecordError, RecordPlace
 from nextvlad.provenance import Expected, of_record
@@ -106,10 +108,11 @@ class _Held(NamedTuple):
     """A record, or a part of one, on its way into a batch.
 
     Its streams are views of its own copy of the payload. With `payload` None they are its own, or, where none
-    has to wait, views of what the next record overwrites.
+    has to wait, views of what the next record overwrites. With `record` None the payload is usual (see
+    `nextvlad.data.usual_records`) and was not parsed.
     """
 
-    record: VideoRecord
+    record: VideoRecord | None
     payload: NDArray[np.uint8] | None
     shard: int
     offset: int
@@ -165,6 +168,7 @@ class Reader:
         self._packer = Packer(plan.streams, plan.num_classes, plan.batch_size, allocate=allocate)
         self._shuffles = plan.shuffle and plan.shuffle_buffer > 1
         self._names = {stream.name for stream in plan.streams}
+        self._usual = _usual_records(plan)
         self._damage: list[RecordError] = []
         self._copies = _Copies(plan.batch_size)
         self._origins: set[bytes] = set()  # that are as expected
@@ -176,13 +180,24 @@ class Reader:
         """Raises RecordError (without `skip_damaged`), UsageError, DataError."""
         for epoch in range(self._start.epoch, self._plan.epochs):
             for held in self._one_epoch(epoch):
-                self._packer.add(held.record)
-                self._copies.done(held.payload)
-                if len(self._packer) == self._plan.batch_size:
+                if held is not None:
+                    self._add(held)
+                if not self._packer.missing:
                     yield self._deliver()
         if len(self._packer):
             yield self._deliver()
         yield self._deliver()
+
+    def _add(self, held: _Held) -> None:
+        record, payload = held.record, held.payload
+        if record is None:
+            assert self._usual is not None
+            assert payload is not None
+            if not self._usual.pack_payload(payload, self._packer):
+                record = self._parse(payload)
+        if record is not None:
+            self._packer.add(record)
+        self._copies.done(payload)
 
     def _deliver(self) -> Delivery:
         batch = self._packer.finish() if len(self._packer) else None
@@ -191,7 +206,8 @@ class Reader:
         damage, self._damage = self._damage, []
         return Delivery(batch, state, damage)
 
-    def _one_epoch(self, epoch: int) -> Iterator[_Held]:
+    def _one_epoch(self, epoch: int) -> Iterator[_Held | None]:
+        """What is to be added to the batch; None where something was added already."""
         start = self._start if epoch == self._start.epoch else ReaderState()
         self._epoch, self._draws = epoch, start.draws
         self._turn, self._offset, self._number = start.turn, start.offset, start.number
@@ -201,12 +217,13 @@ class Reader:
             return incoming
         return self._shuffled(incoming, self._read_again(start.held))
 
-    def _shuffled(self, incoming: Iterator[_Held], buffer: list[_Held]) -> Iterator[_Held]:
+    def _shuffled(self, incoming: Iterator[_Held | None], buffer: list[_Held]) -> Iterator[_Held]:
         """Each that comes draws one of those that wait, and takes its place."""
         capacity = self._plan.shuffle_buffer
         random = _generator(self._plan.seed, self._epoch, self._plan.reader + 1, self._draws)
         shards, offsets, numbers, parts = self._places
         for held in incoming:
+            assert held is not None  # nothing goes into a batch past the buffer
             if len(buffer) < capacity:
                 buffer.append(held)
                 shards.append(held.shard)
@@ -231,7 +248,7 @@ class Reader:
                 column.pop()
             yield drawn
 
-    def _read(self, epoch: int) -> Iterator[_Held]:
+    def _read(self, epoch: int) -> Iterator[_Held | None]:
         """What this epoch holds from where the reader stands, in the order of the files."""
         shards, shared = _deal(self._plan, epoch)
         num_readers = self._plan.num_readers
@@ -243,7 +260,7 @@ class Reader:
             yield from self._read_shard(shards[turn], mine)
         self._turn, self._offset, self._number, self._part = len(shards), 0, 0, 0
 
-    def _read_shard(self, shard: int, mine: int | None) -> Iterator[_Held]:
+    def _read_shard(self, shard: int, mine: int | None) -> Iterator[_Held | None]:
         """The records of one shard from where the reader stands; every num_readers-th, or all (None)."""
         path, num_readers = self._plan.shards[shard], self._plan.num_readers
 
@@ -251,20 +268,46 @@ class Reader:
             if mine is None or error.place is None or error.place.number % num_readers == mine:
                 self._damage.append(error)
 
-        start = RecordPlace(path, self._offset, self._number)
         done = self._part
-        for content, place, after in _contents(path, start, note if self._plan.skip_damaged else None):
-            if mine is None or place.number % num_readers == mine:
-                held = self._take(content, place, shard)
-                for part in held[done:]:
-                    # Until the last part is out, this record is where to go on.
-                    if part is held[-1]:
-                        self._offset, self._number, self._part = after, place.number + 1, 0
-                    else:
-                        self._offset, self._number, self._part = place.offset, place.number, part.part + 1
-                    yield part
-            done = 0
-            self._offset, self._number, self._part = after, place.number + 1, 0
+        start, on_damage = (
+            RecordPlace(path, self._offset, self._number),
+            note if self._plan.skip_damaged else None,
+        )
+        with _Contents(path, start, on_damage) as contents:
+            while True:
+                if not done and self._usual and contents.file:
+                    yield from self._take_usual(self._usual, contents.file, shard, mine)
+                if (next_one := contents.read()) is None:
+                    return
+                content, place, after = next_one
+                if mine is None or place.number % num_readers == mine:
+                    held = self._take(content, place, shard)
+                    for part in held[done:]:
+                        # Until the last part is out, this record is where to go on.
+                        if part is held[-1]:
+                            self._offset, self._number, self._part = after, place.number + 1, 0
+                        else:
+                            self._offset, self._number = place.offset, place.number
+                            self._part = part.part + 1
+                        yield part
+                done = 0
+                self._offset, self._number, self._part = after, place.number + 1, 0
+
+    def _take_usual(
+        self, usual: UsualRecords, file: RecordFile, shard: int, mine: int | None
+    ) -> Iterator[_Held | None]:
+        """As many records as there are that need no parser in Python."""
+        if self._plan.expected is not None and usual.origin is None:
+            return  # the first record tells
+        first, every = (0, 1) if mine is None else (mine, self._plan.num_readers)
+        if self._shuffles:
+            for number, offset, payload in usual.find(file, first, every):
+                self._offset, self._number = offset + _FRAMING_SIZE + len(payload), number + 1
+                yield _Held(None, self._copies.of(payload), shard, offset, number)
+            return
+        while usual.pack(file, self._packer, first, every):
+            self._offset, self._number = file.window.offset, file.window.number
+            yield None
 
     def _take(self, content: _Content, place: RecordPlace, shard: int) -> list[_Held]:
         """The parts of a record; none if it is damaged and to be skipped."""
@@ -303,12 +346,21 @@ class Reader:
             _Held(part, copy, shard, place.offset, place.number, index) for index, part in enumerate(records)
         ]
 
+    def _parse(self, payload: NDArray[np.uint8]) -> VideoRecord:
+        """A payload that was usual when it was found."""
+        record = parse_video_record(payload, max_frames=self._plan.max_frames, streams=self._names)
+        if not self._plan.with_labels:
+            record.labels = _NO_LABELS
+        return record
+
     def _check_origin(self, record: VideoRecord, place: RecordPlace) -> None:
         """Raises DataError for features that were made in another way than expected: no damage to skip."""
         expected, token = self._plan.expected, of_record(record.context)
         if expected is not None and token not in self._origins:
             expected.check(token, place.path)
             self._origins.add(token)
+        if expected is not None and self._usual:
+            self._usual.origin = token
 
     def _check(self, records: list[VideoRecord], content: _Content, place: RecordPlace) -> None:
         """Raises RecordError, with its place, for a record that the model cannot take."""
@@ -344,14 +396,15 @@ class Reader:
     ) -> Iterator[tuple[int, _Held]]:
         """(slot, part) for the wanted record numbers and parts of one shard."""
         missing = {(number, part) for number, parts in wanted.items() for part in parts}
-        for content, place, _ in _contents(start.path, start, lambda error: None):
-            if place.number in wanted:
-                for held in self._hold(content, place, shard):
+        with _Contents(start.path, start, lambda error: None) as contents:
+            while missing and (next_one := contents.read()) is not None:
+                content, place, _ = next_one
+                for held in self._hold(content, place, shard) if place.number in wanted else ():
                     if (place.number, held.part) in missing:
                         missing.remove((place.number, held.part))
                         yield wanted[place.number][held.part], held
-            if not missing:
-                return
+        if not missing:
+            return
         raise DataError(
             f"{start.path}: record {min(missing)[0]} cannot be read any more, and the place to resume from "
             "needs it. The data has changed since the checkpoint was saved; start without --resume."
@@ -361,16 +414,49 @@ class Reader:
 _Content = NDArray[np.uint8] | VideoRecord
 
 
-def _contents(
-    path: str, start: RecordPlace, on_damage: Callable[[RecordError], None] | None
-) -> Iterator[tuple[_Content, RecordPlace, int]]:
-    """Of each record from `start` on: payload or record, its place, and the offset where the next begins."""
-    if is_pickle(path):
-        for place, record in read_pickle(path, first=start.number, on_damage=on_damage):
-            yield record, place, place.offset + 1  # a pickle is entered by the number of the record
-        return
-    for payload, place in read_records(path, start=start if start.offset else None, on_damage=on_damage):
-        yield payload, place, place.offset + _FRAMING_SIZE + len(payload)
+class _Contents:
+    """What one file holds from `start` on; a context manager.
+
+    Attributes:
+        file: None for a pickle.
+    """
+
+    def __init__(
+        self, path: str, start: RecordPlace, on_damage: Callable[[RecordError], None] | None
+    ) -> None:
+        self.file: RecordFile | None = None
+        self._pickled: Iterator[tuple[RecordPlace, VideoRecord]] = iter(())
+        if is_pickle(path):
+            self._pickled = read_pickle(path, first=start.number, on_damage=on_damage)
+        else:
+            self.file = RecordFile(path, start=start if start.offset else None, on_damage=on_damage)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.file is not None:
+            self.file.__exit__(kind, error, trace)
+
+    def read(self) -> tuple[_Content, RecordPlace, int] | None:
+        """The next payload or record, its place, and the offset where the next begins; None at the end."""
+        if self.file is None:
+            for place, record in self._pickled:
+                return record, place, place.offset + 1  # a pickle is entered by the number of the record
+            return None
+        found = self.file.read()
+        return found and (found.payload, found.place, found.place.offset + _FRAMING_SIZE + len(found.payload))
+
+
+def _usual_records(plan: ReaderPlan) -> UsualRecords | None:
+    """The short way, where it leads to what the plan wants."""
+    if not available() or plan.segments is not None or len(plan.streams) > MOST_STREAMS:
+        return None
+    return UsualRecords(
+        plan.streams, plan.max_frames, plan.num_classes, plan.batch_size, with_labels=plan.with_labels
+    )
 
 
 def _cut(record: VideoRecord, max_frames: int | None) -> VideoRecord:

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from io import FileIO
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 import google_crc32c
 import numpy as np
@@ -26,13 +26,14 @@ from nextvlad.files import NewFile, cannot_open
 
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
-_BLOCK = 1 << 17  # bytes asked for in one read, more only for a larger record
+_BLOCK = 1 << 20  # bytes asked for in one read, more only for a larger record
 _COUNT_BLOCK = 1 << 16  # for counting, where large payloads are jumped over
 _LENGTH_SIZE = 8
 _HEADERS_KEPT = 1024  # small records have few different sizes
 
 _Path = str | os.PathLike[str]
 _OnDamage = Callable[[RecordError], None]
+_Result = TypeVar("_Result")
 
 
 class Record(NamedTuple):
@@ -55,8 +56,7 @@ def read_records(
 ) -> Iterator[Record]:
     """Yield every record of one file, in order, both checksums verified.
 
-    Whole-file gzip and zlib are recognised by content, and a valid plain header wins. An empty file
-    has no records. The reader never allocates more than the file can fill, whatever a length says.
+    An empty file has no records.
 
     Args:
         path: the file; a pipe works too.
@@ -71,17 +71,93 @@ def read_records(
 
     Source: tensorflow/core/lib/io/record_reader.cc describes the format.
     """
-    with _open(path) as file:
+    with RecordFile(path, start=start, on_damage=on_damage, block_bytes=block_bytes) as file:
+        while (record := file.read()) is not None:
+            yield record
+
+
+class RecordFile:
+    """One file being read, record by record; a context manager.
+
+    Whole-file gzip and zlib are recognised by content, and a valid plain header wins. The reader never
+    allocates more than the file can fill, whatever a length says.
+
+    Args, errors and source: as `read_records`.
+
+    Attributes:
+        window: where the next record begins; who takes records out of it by other ways moves it past them.
+    """
+
+    def __init__(
+        self,
+        path: _Path,
+        *,
+        start: RecordPlace | None = None,
+        on_damage: _OnDamage | None = None,
+        block_bytes: int = _BLOCK,
+    ) -> None:
+        self._on_damage = on_damage
+        self._ended = False
+        self._file = _open(path)
         try:
-            stream = _window(path, file, block_bytes)
+            self.window = _window(path, self._file, block_bytes)
             if start is not None:
-                _go_to(stream, start)
-            yield from _records(stream, on_damage)
+                self._guarded(lambda: _go_to(self.window, start))
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def read(self) -> Record | None:
+        """The next record, its checksums verified; None at the end."""
+        return None if self._ended else self._guarded(self._read)
+
+    def fill(self, wanted: int) -> bool:
+        """Have `wanted` bytes in the window; False if the data ends before, or is damaged there."""
+        return not self._ended and bool(self._guarded(lambda: self.window.fill(wanted)))
+
+    def _guarded(self, step: Callable[[], _Result]) -> _Result | None:
+        """Damage that loses the framing ends the file, after it has been told."""
+        try:
+            return step()
         except RecordError as error:
             # What on_damage itself raised about a skipped record is not ours to swallow.
-            if on_damage is None or not error.framing_lost:
+            if self._on_damage is None or not error.framing_lost:
                 raise
-            on_damage(error)
+            self._ended = True
+            self._on_damage(error)
+            return None
+
+    def _read(self) -> Record | None:
+        window = self.window
+        while (length := _next_length(window)) is not None:
+            size = _HEADER.size + length + _FOOTER.size
+            if not window.fill(size):
+                raise _truncated(window, length)
+            place = window.place()
+            first = window.low + _HEADER.size
+            payload = window.bytes[first : first + length]
+            (wanted,) = _FOOTER.unpack_from(window.memory, first + length)
+            found = masked_crc(payload)
+            window.consume(size)
+            window.number += 1
+            if found == wanted:
+                return Record(payload, place)
+            error = RecordError(
+                f"payload CRC {found:08x}, the header says {wanted:08x}. The file is damaged; {ADVICE}.",
+                place,
+            )
+            if self._on_damage is None:
+                raise error
+            self._on_damage(error)
+        return None
 
 
 def count_records(path: _Path, *, on_damage: _OnDamage | None = None) -> int:
@@ -194,29 +270,6 @@ def _go_to(stream: Window, start: RecordPlace) -> None:
             framing_lost=True,
         )
     stream.number = start.number
-
-
-def _records(stream: Window, on_damage: _OnDamage | None) -> Iterator[Record]:
-    while (length := _next_length(stream)) is not None:
-        size = _HEADER.size + length + _FOOTER.size
-        if not stream.fill(size):
-            raise _truncated(stream, length)
-        first = stream.low + _HEADER.size
-        payload = stream.bytes[first : first + length]
-        (wanted,) = _FOOTER.unpack_from(stream.memory, first + length)
-        found = masked_crc(payload)
-        if found == wanted:
-            yield Record(payload, stream.place())
-        else:
-            error = RecordError(
-                f"payload CRC {found:08x}, the header says {wanted:08x}. The file is damaged; {ADVICE}.",
-                stream.place(),
-            )
-            if on_damage is None:
-                raise error
-            on_damage(error)
-        stream.consume(size)
-        stream.number += 1
 
 
 def _next_length(stream: Window) -> int | None:
