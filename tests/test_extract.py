@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import DataError, UsageError
 from nextvlad.extract import extract, provenance_of, share_processors
 from nextvlad.extract_labels import LabelOptions
+from nextvlad.extract_outcome import Outcome
 from nextvlad.extract_splits import SplitOptions
-from nextvlad.extract_store import Outcome
 from nextvlad.journal import Journal
 from nextvlad.provenance import Provenance, of_record
 from nextvlad.video.extractor import Extractor, ExtractorOptions
@@ -159,12 +160,8 @@ def test_a_shard_that_is_gone_is_made_again(clips: Path, tmp_path: Path) -> None
     assert contents(tmp_path / "f") == wanted
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 4, 7, 9, 12, 15, 17])
-def test_stopped_anywhere_it_goes_on(
-    stop_at: int, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The end comes at any of the renames and deletions that the work consists of."""
-    run(clips, tmp_path / "whole", videos_per_shard=4)
+def die_at(stop_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end comes at this one of the renames and deletions that the work consists of."""
     count = 0
     real = {name: getattr(os, name) for name in ("replace", "unlink")}
 
@@ -180,6 +177,14 @@ def test_stopped_anywhere_it_goes_on(
 
     for name in real:
         monkeypatch.setattr(os, name, counted(name))
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4, 7, 9, 12, 15, 17])
+def test_stopped_anywhere_it_goes_on(
+    stop_at: int, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(clips, tmp_path / "whole", videos_per_shard=4)
+    die_at(stop_at, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run(clips, tmp_path / "f", videos_per_shard=4)
     monkeypatch.undo()
@@ -258,14 +263,117 @@ def test_another_files_are_not_overwritten_nor_mixed_in(name: str, clips: Path, 
     assert (tmp_path / "f" / name).read_bytes() == b"mine"
 
 
-def test_a_video_that_changed_is_noticed(clips: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "clips"
-    shutil.copytree(clips, copy)
-    run(copy, tmp_path / "f")
-    with (copy / "dog" / "d0.mp4").open("ab") as file:
+def replace_video(path: Path, source: Path) -> None:
+    """By another of the same size, which is padded to it; written a second later, as clocks may be coarse."""
+    before = path.stat()
+    content = source.read_bytes()
+    assert len(content) <= before.st_size
+    path.write_bytes(content.ljust(before.st_size, b"\0"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000_000))
+
+
+@pytest.fixture
+def own_clips(tmp_path: Path) -> Path:
+    """Six clips that may be changed, of which d is the largest."""
+    folder = tmp_path / "clips"
+    for number, name in enumerate("abcdef"):
+        clip(folder / f"{name}.mp4", 4 if name == "d" else 2, 300.0 + 50 * number)
+    return folder
+
+
+def replaced_run(clips: Path, out: Path) -> dict[str, Outcome]:
+    return run(clips, out, labels=None, videos_per_shard=3)
+
+
+def test_a_video_that_was_replaced_is_extracted_again(
+    own_clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replaced_run(own_clips, tmp_path / "f")
+    first = contents(tmp_path / "f")
+    replace_video(own_clips / "d.mp4", own_clips / "b.mp4")
+    capsys.readouterr()
+    assert replaced_run(own_clips, tmp_path / "f")["d"].num_rows["audio"] == 2
+    said = capsys.readouterr()
+    assert "1 clip whose file was replaced since" in said.err
+    assert "d.mp4" in said.err
+    assert "6 done, 5 of them before" in said.out
+    replaced_run(own_clips, tmp_path / "new")
+    assert contents(tmp_path / "f") == contents(tmp_path / "new")
+    assert contents(tmp_path / "f")["test-00000.tfrecord"] == first["test-00000.tfrecord"]
+    assert contents(tmp_path / "f")["test-00001.tfrecord"] != first["test-00001.tfrecord"]
+    assert not (tmp_path / "f" / ".nextvlad-extract").exists()
+    capsys.readouterr()
+    replaced_run(own_clips, tmp_path / "f")
+    assert "replaced" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"no video", None])
+def test_a_video_that_was_replaced_by_none_is_left_out(
+    content: bytes | None, own_clips: Path, tmp_path: Path
+) -> None:
+    """By a file of another size; where it is a link to nothing now, what was made of it stays."""
+    replaced_run(own_clips, tmp_path / "f")
+    before = contents(tmp_path / "f")
+    (own_clips / "d.mp4").unlink()
+    if content is None:
+        (own_clips / "d.mp4").symlink_to(tmp_path / "nowhere")
+        assert replaced_run(own_clips, tmp_path / "f")["d"].failure is None
+        assert contents(tmp_path / "f") == before
+        return
+    (own_clips / "d.mp4").write_bytes(content)
+    assert replaced_run(own_clips, tmp_path / "f")["d"].failure is not None
+    assert [record.video_id for record in read(str(tmp_path / "f"))] == list("abcef")
+    assert [row["video_id"] for row in table(tmp_path / "f" / "failures.csv")] == ["d"]
+    assert not (tmp_path / "f" / ".nextvlad-extract").exists()
+
+
+@pytest.mark.parametrize("stop_at", [3, 7, 8, 9, 13, 14, 15, 16, 18])
+def test_stopped_while_it_is_extracted_again(
+    stop_at: int, own_clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced_run(own_clips, tmp_path / "f")
+    replace_video(own_clips / "d.mp4", own_clips / "b.mp4")
+    die_at(stop_at, monkeypatch)
+    with suppress(KeyboardInterrupt):
+        replaced_run(own_clips, tmp_path / "f")
+    monkeypatch.undo()
+    replaced_run(own_clips, tmp_path / "f")
+    replaced_run(own_clips, tmp_path / "new")
+    assert contents(tmp_path / "f") == contents(tmp_path / "new")
+    left = {path.name for path in (tmp_path / "f").iterdir()}
+    assert left == {path.name for path in (tmp_path / "new").iterdir()}
+
+
+def test_a_journal_without_times_is_taken(
+    own_clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of an earlier version: sizes alone tell what was replaced."""
+    replaced_run(own_clips, tmp_path / "f")
+    journal = tmp_path / "f" / ".nextvlad-extract.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert sum(line.pop("mtime_ns", None) is not None for line in lines) == 6
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    replace_video(own_clips / "d.mp4", own_clips / "b.mp4")
+    with (own_clips / "a.mp4").open("ab") as file:
         file.write(b"more")
-    with pytest.raises(UsageError, match=r"d0.mp4 has changed since it was extracted"):
-        run(copy, tmp_path / "f")
+    capsys.readouterr()
+    replaced_run(own_clips, tmp_path / "f")
+    said = capsys.readouterr()
+    assert "6 done, 5 of them before" in said.out
+    assert "a.mp4" in said.err
+
+
+def test_times_in_whole_seconds_are_the_same(
+    own_clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a copy by tar has them."""
+    os.utime(own_clips / "d.mp4", ns=(0, 1_700_000_000_123_456_789))
+    replaced_run(own_clips, tmp_path / "f")
+    capsys.readouterr()
+    for time_ns, done in ((1_700_000_000_000_000_000, 6), (1_700_000_001_000_000_000, 5)):
+        os.utime(own_clips / "d.mp4", ns=(0, time_ns))
+        replaced_run(own_clips, tmp_path / "f")
+        assert f"6 done, {done} of them before" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [b"{}\n", b"nonsense\n", b'{"version": 9}\n', b"[]\n"])
@@ -306,6 +414,33 @@ def test_a_vocabulary_of_ones_own(clips: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"c0.mkv: label 'cat' is not in .*names.csv"):
         run(clips, tmp_path / "g", labels=LabelOptions(from_folders=True, vocabulary=tmp_path / "names.csv"))
     assert not (tmp_path / "g").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["index,mid,name\n1,/m/1,dog\n0,/m/0,mouse\n2,/m/2,cat\n", "mouse\ndog\ncat\n"]
+)
+def test_the_vocabulary_that_is_given_may_lie_in_the_folder(text: str, clips: Path, tmp_path: Path) -> None:
+    """In a form of its own, with more columns: it stays as it is."""
+    (tmp_path / "f").mkdir()
+    names = tmp_path / "f" / "vocabulary.csv"
+    names.write_text(text)
+    with pytest.raises(UsageError, match=r"vocabulary\.csv: is there already"):
+        run(clips, tmp_path / "f")  # without --vocabulary
+    other = tmp_path / "other.csv"
+    other.write_text(text)
+    with pytest.raises(UsageError, match=r"vocabulary\.csv: is there already"):
+        run(clips, tmp_path / "f", labels=LabelOptions(from_folders=True, vocabulary=other))
+    labels = LabelOptions(from_folders=True, vocabulary=names)
+    for _ in range(2):
+        run(clips, tmp_path / "f", labels=labels)
+        assert names.read_text() == text
+    found = {record.video_id: record.labels.tolist() for record in read(str(tmp_path / "f"))}
+    assert (found["c1"], found["d1"]) == ([2], [1])
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g" / "vocabulary.csv").write_text(text.replace("mouse", "e\u0301lan"))  # is written as é
+    labels = LabelOptions(from_folders=True, vocabulary=tmp_path / "g" / "vocabulary.csv")
+    with pytest.raises(UsageError, match=r"vocabulary\.csv: is there already"):
+        run(clips, tmp_path / "g", labels=labels)
 
 
 def test_processors_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ WITHOUT_TORCH = [
     "video_files",
     "extract_labels",
     "extract_clips",
-    "extract_plan",
+    "extract_outcome extract_plan",
     "extract_splits",
     "check check_report convert_manifest",
     "convert",

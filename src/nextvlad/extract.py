@@ -24,9 +24,10 @@ from nextvlad.extract_clips import Draft, Found, all_files, match_rows, with_ids
 from nextvlad.extract_decoding import Decoders, Event, Job, decode
 from nextvlad.extract_embedding import embed_all
 from nextvlad.extract_labels import LabelOptions, read_table
+from nextvlad.extract_outcome import Outcome
 from nextvlad.extract_plan import SPLITS, Clip, Plan
 from nextvlad.extract_splits import SplitOptions, with_splits
-from nextvlad.extract_store import FAILURES, INDEX, Outcome, Store, write_table
+from nextvlad.extract_store import FAILURES, INDEX, Store, write_table
 from nextvlad.progress import ProgressBar, counted, say
 from nextvlad.provenance import Provenance, StreamProvenance
 from nextvlad.video.extractor import Extractor, ExtractorOptions
@@ -51,7 +52,7 @@ def extract(
     """`nextvlad extract`: fills a folder, prints what became of the videos.
 
     A run that was stopped, in whatever way, goes on when it is started again in the same way: what is done is
-    not done again, and what could not be read is tried once more.
+    not done again, what could not be read is tried once more, and what was replaced since is extracted anew.
 
     Args:
         videos: files, folders (at any depth), globs or .list files.
@@ -86,7 +87,8 @@ def extract(
     provenance = provenance_of(extractor)
     plan = Plan(_clips(drafts, names, videos_per_shard), names, provenance)
     start = time.monotonic()
-    with Store(os.fspath(out), plan) as store:
+    with Store(os.fspath(out), plan, labels.vocabulary) as store:
+        _tell_of_replaced(store)
         try:
             with _backbone_threads(threads):
                 _work(store, extractor, workers)
@@ -202,6 +204,15 @@ def _tell_of_labels(drafts: Sequence[Draft]) -> None:
         )
     if trained and others:
         say(f"{counted(len(others), 'label')} with no video in train: {', '.join(others[:5])}")
+
+
+def _tell_of_replaced(store: Store) -> None:
+    paths = [store.plan.clips[number].path for number in sorted(store.replaced)]
+    if paths:
+        say(
+            f"{counted(len(paths), 'clip')} whose file was replaced since, by its size or time; "
+            f"extracted anew. First: {'; '.join(map(shown, paths[:3]))}"
+        )
 
 
 def _clips(drafts: Sequence[Draft], names: tuple[str, ...], videos_per_shard: int) -> tuple[Clip, ...]:

@@ -10,7 +10,8 @@
 
 A clip is written, then noted; a shard is written of its clips in the order of the plan, then noted, then the
 clips are removed. So a run that is killed between any two of these goes on without doing a clip twice, and
-its shards do not depend on the order in which clips were finished.
+its shards do not depend on the order in which clips were finished. A shard with a clip whose file was
+replaced since is first of all taken apart again into the other clips, so that what is outdated is in none.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,8 +33,9 @@ import numpy as np
 from nextvlad.data.tfrecord import RecordWriter, count_records, read_records
 from nextvlad.data.video_record import VideoRecord, serialize_video_record
 from nextvlad.data.vocabulary import Vocabulary
-from nextvlad.errors import DataError, OutputError, UsageError
+from nextvlad.errors import ConfigError, DataError, OutputError, UsageError
 from nextvlad.extract_embedding import Features
+from nextvlad.extract_outcome import Outcome, size_and_time
 from nextvlad.extract_plan import SPLITS, Clip, Plan, check_same, from_json, to_json
 from nextvlad.files import NewFile, why
 from nextvlad.journal import ADVICE, Journal
@@ -47,47 +49,31 @@ _PARTS = ".nextvlad-extract"
 _SUFFIX = ".tfrecord"
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a clip.
-
-    Attributes:
-        clip: its number.
-        num_bytes: of its file.
-        num_rows: name of a stream -> T.
-        seconds: how long its file is, where that says so.
-        notes: what was unusual.
-        failure: why it could not be read; None: it was.
-    """
-
-    clip: int
-    num_bytes: int
-    num_rows: dict[str, int] = field(default_factory=dict)
-    seconds: float | None = None
-    notes: tuple[str, ...] = ()
-    failure: str | None = None
-
-
 class Store:
     """The folder, for one process; a context manager.
 
     Args:
         folder: made if it is not there.
         plan: what it is to hold.
+        vocabulary: the user's file of class names, which may lie in the folder under the name of ours; None:
+            there is none.
 
     Attributes:
         outcomes: number of a clip -> what became of it, in this run or before.
         before: numbers of the clips that an earlier run has done.
+        replaced: those that it had done, but of files that were replaced since; they are to be done again.
 
     Raises:
         UsageError: it holds something else, or another process is at work in it.
         OutputError: it cannot be written. DataError: its journal is damaged.
     """
 
-    def __init__(self, folder: str, plan: Plan) -> None:
+    def __init__(self, folder: str, plan: Plan, vocabulary: Path | None = None) -> None:
         self.folder, self.plan = folder, plan
         self.outcomes: dict[int, Outcome] = {}
         self.before: set[int] = set()
+        self.replaced: set[int] = set()
+        self._given_vocabulary = vocabulary
         self._shards: dict[str, list[int]] = {}  # that are written: the numbers of the clips in each
         self._unsettled: dict[str, set[int]] = {}
         self._journal = Journal(folder, JOURNAL, "extraction")
@@ -100,6 +86,7 @@ class Store:
             else:
                 self._begin()
             self._make_parts_folder()
+            self._take_out_replaced()
             self._tidy()
             for shard, numbers in self.plan.by_shard.items():
                 self._unsettled[shard] = set(numbers) - self.before
@@ -122,9 +109,11 @@ class Store:
         if features.failure is None:
             with RecordWriter(self._part(features.number)) as writer:
                 writer.write(serialize_video_record(self._record(clip, features)))
+        num_bytes, mtime_ns = size_and_time(clip.path)
         outcome = Outcome(
             clip=features.number,
-            num_bytes=_size(clip.path),
+            num_bytes=num_bytes,
+            mtime_ns=mtime_ns,
             num_rows={name: len(values) for name, values in features.streams.items()},
             seconds=features.seconds,
             notes=features.notes,
@@ -157,7 +146,7 @@ class Store:
             rf"({'|'.join(SPLITS)})-\d+{re.escape(_SUFFIX)}|{'|'.join(map(re.escape, _TABLES))}"
         )
         for name in sorted(os.listdir(self.folder)):
-            if ours.fullmatch(name):
+            if ours.fullmatch(name) and not (name == VOCABULARY and self._is_given_vocabulary()):
                 raise UsageError(
                     f"{self._path(name)}: is there already, and not from an extraction that could go on. "
                     f"Remove it, or {ADVICE[0].lower()}{ADVICE[1:]}."
@@ -195,25 +184,51 @@ class Store:
             self._shards.pop(shard, None)  # what was written since, or somebody has removed it
 
     def _find_done(self) -> None:
-        """Clips are done if their records are there, waiting or in a shard, and their files as they were."""
+        """Clips are done if their records are there, waiting or in a shard, and their files as they were.
+
+        A file that is gone is no reason to do anything.
+        """
         kept = {number for numbers in self._shards.values() for number in numbers}
         for number, outcome in self.outcomes.items():
             if outcome.failure is not None:
                 continue  # is tried again: it may have been repaired
-            path = self.plan.clips[number].path
-            if _size(path) not in (outcome.num_bytes, -1):
-                raise UsageError(
-                    f"{self.folder}: {shown(path)} has changed since it was extracted ({outcome.num_bytes:,} "
-                    f"bytes then, {_size(path):,} now). Put it back, or {ADVICE[0].lower()}{ADVICE[1:]}."
-                )
-            if number in kept or os.path.exists(self._part(number)):
+            if not outcome.is_of(self.plan.clips[number].path):
+                self.replaced.add(number)
+            elif number in kept or os.path.exists(self._part(number)):
                 self.before.add(number)
         self.outcomes = {number: self.outcomes[number] for number in sorted(self.before)}
+
+    def _take_out_replaced(self) -> None:
+        """Of shards with clips that are to be done again the others are kept, each a file that waits."""
+        for shard, numbers in list(self._shards.items()):
+            if self.replaced.isdisjoint(numbers):
+                continue
+            self._take_apart(shard)
+            path = self._shard(shard)
+            try:
+                os.unlink(path)  # from now on its line in the journal does not count
+            except OSError as error:
+                raise OutputError(
+                    f"{path}: cannot be removed ({why(error)}), but holds a clip whose file was replaced."
+                ) from error
+            del self._shards[shard]
+        self._remove_parts(sorted(self.replaced))
+
+    def _is_given_vocabulary(self) -> bool:
+        """Whether the user's own file of class names is the one in the folder, and says what ours would."""
+        given, path = self._given_vocabulary, self._path(VOCABULARY)
+        return given is not None and self._has_names(path) and os.path.samefile(given, path)
+
+    def _has_names(self, path: str) -> bool:
+        try:
+            return Vocabulary.load(path).names == self.plan.names
+        except ConfigError:  # also where it is not there
+            return False
 
     def _describe(self) -> None:
         """Vocabulary and provenance, which are known before the first clip."""
         self.plan.provenance.save(Path(self._path(SIDECAR)))
-        if self.plan.names:
+        if self.plan.names and not self._has_names(self._path(VOCABULARY)):
             aside = self._path(f".{VOCABULARY}.partial")
             Vocabulary(self.plan.names).save(aside)
             os.replace(aside, self._path(VOCABULARY))
