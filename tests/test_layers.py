@@ -85,6 +85,7 @@ ORDER = [
     "extract_decoding",
     "extract_embedding",
     "extract_store",
+    "extract_report",
     "extract",
     "tag_extractor tag_video",
     "tag_report",

@@ -1,14 +1,13 @@
 """`nextvlad extract`: videos and their labels become frame features, in YouTube-8M's TFRecord files.
 
 video_files, extract_labels -> extract_clips -> extract_splits -> extract_plan: which clips go where
-extract_decoding (processes) -> extract_embedding (this process) -> extract_store: shards
+extract_decoding (processes) -> extract_embedding (this process) -> extract_store: shards -> extract_report
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import time
 import unicodedata
 from collections import Counter
@@ -26,16 +25,14 @@ from nextvlad.extract_embedding import embed_all
 from nextvlad.extract_labels import LabelOptions, read_table
 from nextvlad.extract_outcome import Outcome
 from nextvlad.extract_plan import SPLITS, Clip, Plan
+from nextvlad.extract_report import report, tell_of_labels, tell_of_replaced, write_index
 from nextvlad.extract_splits import SplitOptions, with_splits
-from nextvlad.extract_store import FAILURES, INDEX, Store, write_table
+from nextvlad.extract_store import FAILURES, Store
 from nextvlad.progress import ProgressBar, counted, say
 from nextvlad.provenance import Provenance, StreamProvenance
 from nextvlad.video.extractor import Extractor, ExtractorOptions
 from nextvlad.video.files import pyav
 from nextvlad.video_files import VideoFile, expand_videos, shown
-
-_LISTED = 20  # failures and the like that are printed
-_INDEX_COLUMNS = ("video_id", "path", "split", "shard", "status", "labels", "start_seconds", "end_seconds")
 
 
 def extract(
@@ -82,19 +79,19 @@ def extract(
     files = expand_videos(videos)
     found, drafts = find_clips(files, videos, labels, splits)
     names = _names(drafts, found, labels.vocabulary)
-    _tell_of_labels(drafts)
+    tell_of_labels(drafts)
     extractor = Extractor(options)
     provenance = provenance_of(extractor)
     plan = Plan(_clips(drafts, names, videos_per_shard), names, provenance)
     start = time.monotonic()
     with Store(os.fspath(out), plan, labels.vocabulary) as store:
-        _tell_of_replaced(store)
+        tell_of_replaced(store)
         try:
             with _backbone_threads(threads):
                 _work(store, extractor, workers)
         finally:
-            _write_index(store, found, drafts)
-    _report(store, time.monotonic() - start)
+            write_index(store, found, drafts)
+    report(store, time.monotonic() - start)
     outcomes = {clip.video_id: store.outcomes[number] for number, clip in enumerate(plan.clips)}
     if all(outcome.failure is not None for outcome in outcomes.values()):
         raise DataError(
@@ -188,33 +185,6 @@ def _names(drafts: Sequence[Draft], found: Found, vocabulary: Path | None) -> tu
     return names
 
 
-def _tell_of_labels(drafts: Sequence[Draft]) -> None:
-    """Labels that a model can be tested on, but not learn; and those that may be meant as one."""
-    labels = {label for draft in drafts for label in draft.labels}
-    trained = {label for draft in drafts if draft.split == "train" for label in draft.labels}
-    others = sorted(labels - trained)
-    by_letters: dict[str, list[str]] = {}
-    for label in sorted(labels):
-        by_letters.setdefault(" ".join(label.casefold().split()), []).append(label)
-    alike = [" and ".join(map(repr, group)) for group in by_letters.values() if len(group) > 1]
-    if alike:
-        say(
-            "Labels that differ in letter case or spaces alone, taken for different ones: "
-            f"{', '.join(alike[:5])}"
-        )
-    if trained and others:
-        say(f"{counted(len(others), 'label')} with no video in train: {', '.join(others[:5])}")
-
-
-def _tell_of_replaced(store: Store) -> None:
-    paths = [store.plan.clips[number].path for number in sorted(store.replaced)]
-    if paths:
-        say(
-            f"{counted(len(paths), 'clip')} whose file was replaced since, by its size or time; "
-            f"extracted anew. First: {'; '.join(map(shown, paths[:3]))}"
-        )
-
-
 def _clips(drafts: Sequence[Draft], names: tuple[str, ...], videos_per_shard: int) -> tuple[Clip, ...]:
     """The clips of the plan: split by split, and labelled ones in an order that mixes the labels."""
     index = {name: number for number, name in reversed(list(enumerate(names)))}
@@ -276,81 +246,3 @@ def _decoding(jobs: Sequence[Job], extractor: Extractor, workers: int) -> Iterat
         return
     with Decoders(jobs, replace(extractor.read_options, threads=1), workers) as decoders:
         yield iter(decoders)
-
-
-def _write_index(store: Store, found: Found, drafts: Sequence[Draft]) -> None:
-    """What became of each file, also of those that no clip was made of; and the failures alone."""
-    by_id = {draft.video_id: draft for draft in drafts}
-    streams = sorted(store.plan.provenance.streams, reverse=True)
-    rows: list[list[object]] = []
-    failures: list[list[object]] = []
-    for number, clip in enumerate(store.plan.clips):
-        outcome = store.outcomes.get(number)
-        status = "not yet" if outcome is None else "failed" if outcome.failure is not None else "done"
-        message = (outcome.failure or "; ".join(outcome.notes)) if outcome else ""
-        begin = [clip.start_seconds, clip.end_seconds]
-        labels = ";".join(by_id[clip.video_id].labels)
-        counts = [outcome.num_rows.get(name) if outcome else None for name in streams]
-        shard = clip.shard if status == "done" else ""
-        rows.append([clip.video_id, clip.path, clip.split, shard, status, labels, *begin, *counts, message])
-        if status == "failed":
-            failures.append([clip.path, clip.video_id, message])
-    nothing = [None] * (2 + len(streams))
-    rows += [["", file.path, "", "", "no labels", "", *nothing, ""] for file in found.without_labels]
-    rows += [
-        [
-            row.video_id or "",
-            row.video,
-            row.split or "",
-            "",
-            "missing",
-            ";".join(row.labels),
-            *nothing,
-            row.where,
-        ]
-        for row in found.missing
-    ]
-    columns = [*_INDEX_COLUMNS, *(f"{name}_rows" for name in streams), "message"]
-    write_table(os.path.join(store.folder, INDEX), columns, rows)
-    path = Path(store.folder, FAILURES)
-    if failures:
-        write_table(str(path), ["path", "video_id", "reason"], failures)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _report(store: Store, seconds: float) -> None:
-    """The closing count, to standard output."""
-    if hasattr(sys.stdout, "reconfigure"):  # a name that the terminal has no letters for
-        sys.stdout.reconfigure(errors="replace")
-    outcomes = store.outcomes.values()
-    done = [outcome for outcome in outcomes if outcome.failure is None]
-    failed = [outcome for outcome in outcomes if outcome.failure is not None]
-    new = len(outcomes) - len(store.before)
-    shards = store.shards()
-    print(f"{store.folder}: {counted(len(shards), 'file')} of records")
-    for split in SPLITS:
-        of_split = [size for name, size in shards.items() if name.rpartition("-")[0] == split]
-        if of_split:
-            videos, size = (sum(column) for column in zip(*of_split, strict=True))
-            print(f"  {split:8s} {counted(videos, 'video')}, {size:,} bytes")
-    if store.plan.names:
-        print(f"  labels   {len(store.plan.names):,} in vocabulary.csv")
-    before = f", {len(store.before):,} of them before" if store.before else ""
-    print(f"  videos   {len(done):,} done{before}")
-    rows = Counter[str]()
-    for outcome in done:
-        rows.update(outcome.num_rows)
-    for name, stream in sorted(store.plan.provenance.streams.items(), reverse=True):
-        size = stream.size if isinstance(stream, StreamProvenance) else 0
-        print(f"  {name:8s} {rows[name]:,} rows of {size:,}")
-    print(f"  time     {seconds:.1f} s" + (f", {new / max(seconds, 1e-9):.2g} videos/s" if new else ""))
-    noted = Counter(note for outcome in done for note in outcome.notes)
-    for note, count in noted.most_common(_LISTED):
-        print(f"  note     {counted(count, 'video')}: {note}")
-    if failed:
-        print(f"  failed   {len(failed):,}, listed in {FAILURES}; the same command tries them again")
-        for outcome in failed[:_LISTED]:
-            print(f"    {shown(outcome.failure or '')}")
-        if len(failed) > _LISTED:
-            print(f"    and {len(failed) - _LISTED:,} more")

@@ -16,8 +16,6 @@ replaced since is first of all taken apart again into the other clips, so that w
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import re
@@ -40,7 +38,6 @@ from nextvlad.extract_plan import SPLITS, Clip, Plan, check_same, from_json, to_
 from nextvlad.files import NewFile, why
 from nextvlad.journal import ADVICE, Journal
 from nextvlad.provenance import CONTEXT_KEY, SIDECAR
-from nextvlad.video_files import shown
 
 JOURNAL = ".nextvlad-extract.jsonl"
 INDEX, FAILURES, VOCABULARY = "index.csv", "failures.csv", "vocabulary.csv"
@@ -307,20 +304,6 @@ class Store:
 
     def _part(self, number: int) -> str:
         return os.path.join(self.folder, _PARTS, f"{number:08d}{_SUFFIX}")
-
-
-def write_table(path: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A CSV file, written aside and renamed.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([shown(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
-    with NewFile(path) as file:
-        file.write(text.getvalue().encode())
 
 
 def _size(path: str) -> int:
