@@ -5,8 +5,9 @@ Ours is the loader that training uses. Against it: Google's protobuf library doi
 array of each frame and stacking these, which is what most code does; tf.data with one thread, where
 TensorFlow is installed; and two reader processes against one. Beside them stands what no reader that verifies
 and copies can leave out: fetching the files block by block, their checksums, and copying as many bytes as the
-frames have; nothing is parsed, and no batch comes of it. The data is made up, in the shape of
-YouTube-8M's frame files, and small enough to stay in the page cache; `--data` reads real files besides.
+frames have; nothing is parsed, and no batch comes of it. Where the package was compiled, ours without the
+compiled part is an alternative too. The data is made up, in the shape of YouTube-8M's frame files, and small
+enough to stay in the page cache; `--data` reads real files besides.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy as np
 from measure import Comparison, compare, finish, parser
 
 from nextvlad.config import StreamConfig
+from nextvlad.data import usual_records
 from nextvlad.data.loader import FrameLoader, count_examples, peek_streams
 from nextvlad.data.sources import expand
 from nextvlad.data.tfrecord import RecordWriter
@@ -67,8 +69,9 @@ def _comparisons(name: str, data: Sequence[str], options: argparse.Namespace) ->
     size = sum(Path(path).stat().st_size for path in paths)
     facts = {"videos": count_examples(data), "MB": round(size / 1e6), "batch": options.batch_size}
 
-    def ours(workers: int, passes: int) -> Callable[[], float]:
+    def ours(workers: int, passes: int, compiled: bool = True) -> Callable[[], float]:
         def run() -> float:
+            os.environ["NEXTVLAD_COMPILED"] = str(int(compiled))
             loader = FrameLoader(
                 paths,
                 streams=streams,
@@ -96,6 +99,8 @@ def _comparisons(name: str, data: Sequence[str], options: argparse.Namespace) ->
         return run
 
     readers = {"ours": ours(0, 1)}
+    if usual_records.available():
+        readers["ours, in Python alone"] = ours(0, 1, compiled=False)
     if importlib.util.find_spec("google") and importlib.util.find_spec("google.protobuf"):
         readers["protobuf"] = theirs("protobuf_reader")
         readers["protobuf, frame by frame"] = theirs("protobuf_reader", frame_by_frame=True)

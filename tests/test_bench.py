@@ -191,11 +191,12 @@ def test_what_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_limits_reading() -> None:
     one, many = stages(100, 190, 0)[:2]
-    facts = {"workers": 2, "cores": 4}
+    facts = {"workers": 2, "cores": 4, "compiled": True}
     assert limits("read", [one, many], facts)[0].endswith("There are 4 processors: try --workers 4.")
     assert "There is a process for every processor." in limits("read", [one, many], facts | {"cores": 2})[0]
     slow = replace(many, videos=90.0)
     assert "more processes will not help" in limits("read", [one, slow], facts)[0]
+    assert "C compiler" in limits("read", [one, slow], facts | {"compiled": False})[1]
     assert limits("read", [one], facts) == ["More reader processes may read more: --workers 2."]
 
 

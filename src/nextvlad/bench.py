@@ -22,6 +22,7 @@ import torch
 from nextvlad import checkpoint, distributed
 from nextvlad.bench_report import Stage, What, limits, print_report, processes
 from nextvlad.config import ModelConfig, Precision, StreamConfig
+from nextvlad.data import usual_records
 from nextvlad.data.batch import FrameBatch
 from nextvlad.data.device_batches import DeviceBatch, DeviceBatches
 from nextvlad.data.file_processes import num_processors
@@ -173,7 +174,11 @@ def _bench_reading(
     for count in dict.fromkeys((0, workers)):
         name = "reading, in this process" if count == 0 else f"reading, {processes(count)}"
         stages.append(_time_reading(name, _loader(data, streams, batch_size, count), clock))
-    return stages, {"batch_size": batch_size, "streams": [str(stream) for stream in streams]}
+    return stages, {
+        "batch_size": batch_size,
+        "streams": [str(stream) for stream in streams],
+        "compiled": usual_records.available(),
+    }
 
 
 def _bench_inference(

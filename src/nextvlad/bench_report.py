@@ -19,6 +19,11 @@ from nextvlad.models.cpu import multiplies
 
 What = Literal["read", "train", "infer"]
 
+_IN_PYTHON = (
+    "Records are read in Python alone, which is slower: the compiled part is not there, or NEXTVLAD_COMPILED "
+    "is 0. Install the package again where there is a C compiler."
+)
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -50,7 +55,8 @@ def limits(what: What, stages: Sequence[Stage], facts: dict[str, Any]) -> list[s
     Args:
         what: was measured.
         stages: for "read" in this process and in reader processes; else reading, computing, both.
-        facts: `workers`, `threads`, `cores`, and for computing `device`, `precision`, `batch_size`.
+        facts: `workers`, `threads`, `cores`; for reading `compiled`, and for computing `device`, `precision`,
+            `batch_size`.
     """
     if what == "read":
         return _limits_of_reading(stages, facts)
@@ -80,8 +86,9 @@ def limits(what: What, stages: Sequence[Stage], facts: dict[str, Any]) -> list[s
 
 def _limits_of_reading(stages: Sequence[Stage], facts: dict[str, Any]) -> list[str]:
     alone, *many = stages
+    in_python = [] if facts["compiled"] else [_IN_PYTHON]
     if not many:
-        return ["More reader processes may read more: --workers 2."]
+        return ["More reader processes may read more: --workers 2.", *in_python]
     gain = many[0].videos / alone.videos
     line = f"Reading with {processes(facts['workers'])} is {gain:.2f} times as fast as in this one."
     if facts["workers"] > 1 and gain < 0.5 * facts["workers"]:
@@ -90,7 +97,7 @@ def _limits_of_reading(stages: Sequence[Stage], facts: dict[str, Any]) -> list[s
         line += " There is a process for every processor."
     else:
         line += f" There are {facts['cores']} processors: try --workers {facts['cores']}."
-    return [line]
+    return [line, *in_python]
 
 
 def _faster_computing(what: What, facts: dict[str, Any]) -> str:
