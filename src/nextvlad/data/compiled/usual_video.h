@@ -11,8 +11,12 @@ nextvlad/data/usual_layout.py is the same in Python. Every step stays inside the
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 #define MOST_STREAMS 8
+#define LARGE 65536 /* bytes of frames; batches of such videos are larger than caches */
 #define FIRST 0x0A /* tags: field 1, 2 or 3, a length follows */
 #define SECOND 0x12
 #define THIRD 0x1A
@@ -234,10 +238,28 @@ static int all_alike(const Video *video, const Plan *plan)
     return 1;
 }
 
+#ifdef __SSE2__
+/* Memory that is written whole need not be read first, as a cache would: a tenth of all the time of reading, where
+   batches are larger than caches. Both sides move by 16 bytes. */
+static void copy_past_the_cache(uint8_t *into, const uint8_t *from, size_t size)
+{
+    for (size_t at = 0; at < size; at += 16)
+        _mm_stream_si128((__m128i *)(into + at), _mm_loadu_si128((const __m128i *)(from + at)));
+}
+#endif
+
 static void copy_frames(const Frames *frames, uint8_t *into)
 {
     size_t size = frames->stride - frames->header;
     const uint8_t *from = frames->at + frames->header;
+#ifdef __SSE2__
+    if (frames->count * size >= LARGE && size % 16 == 0 && (uintptr_t)into % 16 == 0) {
+        for (size_t frame = 0; frame < frames->count; frame++, from += frames->stride, into += size)
+            copy_past_the_cache(into, from, size);
+        _mm_sfence(); /* before anybody is told that it is there */
+        return;
+    }
+#endif
     for (size_t frame = 0; frame < frames->count; frame++, from += frames->stride, into += size)
         memcpy(into, from, size);
 }
