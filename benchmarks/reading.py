@@ -55,7 +55,7 @@ def _options() -> argparse.Namespace:
     options.add_argument("--videos", type=int, default=1000, help="made-up videos (default %(default)s)")
     options.add_argument("--shards", type=int, default=8, help="files they are in (default %(default)s)")
     options.add_argument("--batch-size", type=int, default=80, help="videos a batch (default %(default)s)")
-    options.add_argument("--passes", type=int, default=4, help="passes over the data a round, for processes")
+    options.add_argument("--passes", type=int, default=12, help="passes over the data a round, for processes")
     options.add_argument("--data", nargs="+", metavar="DATA", help="real files to read as well")
     options.add_argument("--name", default="AudioSet", help="what DATA is (default %(default)s)")
     given = options.parse_args()

@@ -19,6 +19,7 @@ WITHOUT_TORCH = [
     "run_config",
     "config_json",
     "recipes plots progress files",
+    "torchrun",
     "memory journal",
     "provenance",
     "data.window data.protobuf",

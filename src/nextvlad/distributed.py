@@ -7,7 +7,6 @@ of the package is written once. Collectives run over gloo on CPU and NCCL on GPU
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nextvlad.errors import UsageError
+from nextvlad.torchrun import read_number
 
 _PATIENCE = timedelta(hours=1)
 """Ranks wait for one that counts the videos of a large data set, or ranks the scores of one. A rank
@@ -27,7 +27,7 @@ that is gone needs no timeout: torchrun ends the others."""
 
 def num_started() -> int:
     """How many processes torchrun started, also before they have joined in a group; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return read_number("WORLD_SIZE", 1)
 
 
 def refuse_torchrun(what: str, instead: str = "") -> None:
@@ -70,7 +70,7 @@ def pick_device(name: str) -> torch.device:
     Raises:
         UsageError: no such device here.
     """
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    local = read_number("LOCAL_RANK", 0)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

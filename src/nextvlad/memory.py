@@ -8,6 +8,8 @@ import resource
 import sys
 from pathlib import Path
 
+from nextvlad.torchrun import read_number
+
 _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -19,7 +21,7 @@ def available_memory() -> int:
     (macOS), half of the machine's memory.
     """
     limits = [_of_machine(), *_of_cgroups(), *_of_process()]
-    return max(min(limits), 0) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(min(limits), 0) // max(read_number("LOCAL_WORLD_SIZE", 1), 1)
 
 
 def peak_memory() -> int:
