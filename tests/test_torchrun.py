@@ -19,7 +19,7 @@ def test_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("text", ["", "two", "-1", "1.5"])
 def test_what_is_no_number_is_said(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("WORLD_SIZE", text)
-    with pytest.raises(UsageError, match="WORLD_SIZE=.*wanted a number of 0 or more"):
+    with pytest.raises(UsageError, match=r"WORLD_SIZE=.*wanted a number of 0 or more"):
         read_number("WORLD_SIZE", 1)
 
 
