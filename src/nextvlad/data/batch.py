@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -217,9 +217,16 @@ class PackedBatch:
     num_classes: int
     parts: list[Part]
     has_rated: bool = False
+    _batch: FrameBatch = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._batch = self._views()
 
     def batch(self) -> FrameBatch:
         """The tensors, as views into the block."""
+        return self._batch
+
+    def _views(self) -> FrameBatch:
         num_videos, start = len(self.video_ids), 0
 
         def take(dtype: torch.dtype, *shape: int, room: int | None = None) -> Tensor:

@@ -78,6 +78,7 @@ class Packer:
         self._label_counts: list[int] = []
         self._labels: list[NDArray[np.int64]] = []  # of all videos, in pieces
         self._rated: list[NDArray[np.int64] | None] = []
+        self._has_rated = False
         self._buffer = None
         for stream in self._streams:
             stream.lengths, stream.num_frames = [], 0
@@ -112,6 +113,7 @@ class Packer:
         self._label_counts.append(len(record.labels))
         self._labels.append(record.labels)
         self._rated.append(record.rated)
+        self._has_rated |= record.rated is not None
 
     def rooms(self) -> tuple[NDArray[np.uint8], ...] | None:
         """Of each stream [frames, D], where the bytes of videos to come go; `added` tells which are there.
@@ -150,8 +152,7 @@ class Packer:
             Part(stream.name, stream.torch_dtype(), stream.num_frames, stream.size, stream.room())
             for stream in self._streams
         ]
-        has_rated = any(rated is not None for rated in self._rated)
-        packed = PackedBatch(buffer, self._ids, self._num_classes, parts, has_rated)
+        packed = PackedBatch(buffer, self._ids, self._num_classes, parts, self._has_rated)
         batch = packed.batch()
         mark(batch, self._label_counts, self._labels, self._rated)
         for stream in self._streams:
