@@ -120,18 +120,30 @@ class FoldedBranch:
         mass_of_frames = a.sum(1, dtype=torch.float32)  # [n, K]
         weights = a.flatten(0, 1)  # [n G, K]
         parts = e.reshape(-1, self.size)  # [n G, S]
-        lengths = {end - start for start, end in pairwise(bounds)}
-        if len(lengths) == 1:  # equal ones: all of them in one product
-            videos = len(bounds) - 1
-            weights, parts = (rows.view(videos, -1, rows.shape[1]) for rows in (weights, parts))
-            sums += torch.bmm(weights.mT, parts)
-            mass += mass_of_frames.view(videos, -1, self.clusters).sum(1)
-        else:
-            for video, (start, end) in enumerate(pairwise(bounds)):
-                for first, last in self._pieces(start, end):
-                    rows = slice(first * self.groups, last * self.groups)
-                    sums[video] += torch.mm(weights[rows].T, parts[rows])
-                mass[video] += mass_of_frames[start:end].sum(0)
+        for first, last in self._runs(bounds):
+            start, end = bounds[first], bounds[last]
+            if last - first > 1:
+                rows = slice(start * self.groups, end * self.groups)
+                w = weights[rows].view(last - first, -1, self.clusters)
+                p = parts[rows].view(last - first, -1, self.size)
+                sums[first:last] += torch.bmm(w.mT, p)
+                mass[first:last] += mass_of_frames[start:end].view(last - first, -1, self.clusters).sum(1)
+                continue
+            for piece_start, piece_end in self._pieces(start, end):
+                rows = slice(piece_start * self.groups, piece_end * self.groups)
+                sums[first] += torch.mm(weights[rows].T, parts[rows])
+            mass[first] += mass_of_frames[start:end].sum(0)
+
+    def _runs(self, bounds: list[int]) -> list[tuple[int, int]]:
+        """Neighbouring videos of equal length, whose sums are one product; each as its first and last + 1.
+
+        Where each new size of product costs (see _FULL_ROWS), only if all are equal.
+        """
+        lengths = [end - start for start, end in pairwise(bounds)]
+        places = [0, *(n for n in range(1, len(lengths)) if lengths[n] != lengths[n - 1]), len(lengths)]
+        if self.dtype != torch.float32 and len(places) > 2:
+            places = list(range(len(lengths) + 1))
+        return [(first, last) for first, last in pairwise(places) if bounds[first] < bounds[last]]
 
     def _pieces(self, start: int, end: int) -> list[tuple[int, int]]:
         """Frames of one video, in pieces of few sizes where each new size costs (see _FULL_ROWS)."""
