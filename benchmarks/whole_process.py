@@ -53,7 +53,7 @@ def main() -> None:
     kinds = {"evaluate": _evaluate, "train": _train}
     comparisons = []
     with made_up_data(options.videos, options.shards) as folder:
-        for verb in options.verbs:
+        for verb in [] if options.real_alone else options.verbs:
             comparisons.append(kinds[verb]("YouTube-8M, made up", options.recipe, [folder], options))
     if options.data:
         for verb in options.verbs:
@@ -75,6 +75,7 @@ def _options() -> argparse.Namespace:
         "--steps", type=int, nargs=2, default=[2, 10], help="of training, little and much (default 2 10)"
     )
     options.add_argument("--data", nargs="+", metavar="DATA", help="real files as well")
+    options.add_argument("--real-alone", action="store_true", help="leave the made-up videos out")
     options.add_argument("--name", default="AudioSet", help="what DATA is (default %(default)s)")
     options.add_argument("--data-recipe", default="audioset", help="its model (default %(default)s)")
     given = options.parse_args()
