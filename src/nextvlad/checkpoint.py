@@ -119,7 +119,7 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
         model = build_model(config)
     tensors = read_tensors(place / "model.safetensors")
     _check_fit(place / "model.safetensors", model, tensors)
-    # Copies, since the file may change. to_empty would do as well, but torch imports sympy for it: half a second.
+    # Copies, since the file may change. Not to_empty: torch imports sympy for it, half a second.
     copies = {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
     model.load_state_dict(copies, assign=True)
     model.vocabulary = read_vocabulary(place, config.num_classes)
