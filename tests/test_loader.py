@@ -256,6 +256,24 @@ def test_memory_used_again_is_not_mixed_up(tmp_path: Path, workers: int) -> None
     assert sorted(seen) == sorted(2 * list(range(40)))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_that_grows_moves_all_streams_whole(tmp_path: Path, workers: int) -> None:
+    """The last video has a first stream that is too long for the room that the others made seem enough."""
+    streams = tuple(StreamConfig(name=name, size=size) for name, size in (("a", 4), ("b", 20), ("c", 20)))
+    numbers = np.random.default_rng(1)
+    videos = [
+        video(0, n, streams={s.name: numbers.integers(0, 256, (count, s.size), np.uint8) for s in streams})
+        for n, count in enumerate([10, *[11] * 14])
+    ]
+    lengths = {"a": 100, "b": 11, "c": 11}
+    last = {s.name: numbers.integers(0, 256, (lengths[s.name], s.size), np.uint8) for s in streams}
+    videos.append(video(0, 15, streams=last))
+    (batch,) = loader([write(tmp_path / "x", videos)], streams=streams, workers=workers, batch_size=16)
+    for stream in streams:
+        wanted = np.concatenate([one.streams[stream.name] for one in videos])
+        assert batch.streams[stream.name].values.tolist() == wanted.tolist()
+
+
 def test_only_the_first_frames_are_used(shards: list[str]) -> None:
     for batch in loader(shards, max_frames=1):
         assert int(batch.streams["rgb"].offsets.diff().max()) <= 1

@@ -285,8 +285,20 @@ class _SharedMemory:
         self.number = _ONCE
 
     def allocate(self, size: int) -> Tensor:
-        """[size] uint8; all of it lives as long as somebody has it mapped."""
-        self._take_back()
+        """[size] uint8; all of it lives as long as somebody has it mapped.
+
+        If what was allocated before has not been sent, it was too small. What is in it is still to be moved,
+        so it is used again after this, and not for this.
+        """
+        descriptor, number = self._descriptor, self.number
+        memory = self._take(size)
+        if number != _ONCE:
+            self._unused.append(number)
+        elif descriptor >= 0:
+            os.close(descriptor)
+        return memory
+
+    def _take(self, size: int) -> Tensor:
         while self._unused:
             # The last that came back: the most of it is still in the processor's cache.
             number = self._unused.pop()
@@ -317,14 +329,6 @@ class _SharedMemory:
     def reuse(self, numbers: Iterable[int]) -> None:
         """The parent has no part of these any more."""
         self._unused.extend(numbers)
-
-    def _take_back(self) -> None:
-        """What was allocated last and has not been sent was too small."""
-        if self.number != _ONCE:
-            self._unused.append(self.number)
-        elif self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor, self.number = -1, _ONCE
 
 
 def _anonymous_file() -> int:
