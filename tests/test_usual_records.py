@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
+import subprocess
+import sysconfig
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -175,8 +178,11 @@ UNUSUAL = {
     "an id of two values": payload([entry("id", encode_feature([b"x", b"y"]))], RGB, AUDIO),
     "an id that is a number": payload([entry("id", encode_feature([1]))], RGB, AUDIO),
     "an id without a value": payload([entry("id", b"")], RGB, AUDIO),
+    "an id that is an empty list": payload([entry("id", b"\x0a\x00")], RGB, AUDIO),
     "labels twice": payload([ID] + 2 * [entry("labels", encode_feature([1]))], RGB, AUDIO),
     "labels that are floats": payload([ID, entry("labels", encode_feature([1.0]))], RGB, AUDIO),
+    "labels that are an empty list of floats": payload([ID, entry("labels", b"\x12\x00")], RGB, AUDIO),
+    "labels that are an empty list of bytes": payload([entry("labels", b"\x0a\x00"), ID], RGB, AUDIO),
     "labels that are not packed": payload([ID, entry("labels", b"\x1a\x04\x08\x01\x08\x02")], RGB, AUDIO),
     "a label beyond the classes": payload([ID, entry("labels", encode_feature([300]))], RGB, AUDIO),
     "a negative label": payload([ID, entry("labels", encode_feature([-1]))], RGB, AUDIO),
@@ -366,6 +372,14 @@ def test_more_labels_than_there_is_room_for(tmp_path: Path, monkeypatch: pytest.
     assert all(labels == [[True] * CLASSES] * 3 for _, labels, _ in ours[0])
 
 
+def test_as_many_frames_as_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than C counts to, as a user may say who wants all."""
+    path = write(tmp_path / "a", map(video, range(9)))
+    ours, theirs = in_both_ways(monkeypatch, lambda: read([path], max_frames=1 << 70))
+    assert ours == theirs
+    assert len(ours[0]) == 3
+
+
 # Where features come from
 
 
@@ -400,6 +414,22 @@ def test_only_records_of_the_known_origin_are_taken(tmp_path: Path) -> None:
         file.read()
         usual.origin = b"A"
         assert len(list(usual.find(file))) == 1
+
+
+# How it is built
+
+
+def test_a_python_without_gil_has_no_limited_api(tmp_path: Path) -> None:
+    """Its own headers refuse both together, and an optional extension would be left out without a word."""
+    compiler, headers = shutil.which("cc"), Path(sysconfig.get_path("include"))
+    if compiler is None or not (headers / "Python.h").exists():
+        pytest.skip("no C compiler, or no headers of Python")
+    (tmp_path / "pyconfig.h").write_text("#include_next <pyconfig.h>\n#define Py_GIL_DISABLED 1\n")
+    source = Path(__file__).parents[1] / "src/nextvlad/data/compiled/module.c"
+    command = [compiler, "-E", "-dM", f"-I{tmp_path}", f"-I{headers}", str(source)]
+    macros = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "#define Py_GIL_DISABLED 1" in macros
+    assert "#define Py_LIMITED_API" not in macros
 
 
 # Without it
@@ -455,6 +485,8 @@ def test_arguments_out_of_range(arguments: tuple[Any, ...]) -> None:
         (b"", PLAN[:2], 0, 1, ROOMS, COUNTS, LABELS),
         (b"", (PLAN[0], 5, CLASSES, "text"), 0, 1, ROOMS, COUNTS, LABELS),
         (b"", (((b"rgb",),), 5, CLASSES, None), 0, 1, ROOMS[:1], COUNTS, LABELS),
+        (b"", ((b"rgb",), 5, CLASSES, None), 0, 1, ROOMS[:1], COUNTS, LABELS),
+        (b"", (([b"rgb", 130],), 5, CLASSES, None), 0, 1, ROOMS[:1], COUNTS, LABELS),
         (b"", PLAN, 0, 1, (ROOMS[0], b"read only"), COUNTS, LABELS),
         (b"", PLAN, 0, 1, ROOMS, b"read only", LABELS),
     ],

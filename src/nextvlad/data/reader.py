@@ -269,11 +269,8 @@ class Reader:
                 self._damage.append(error)
 
         done = self._part
-        start, on_damage = (
-            RecordPlace(path, self._offset, self._number),
-            note if self._plan.skip_damaged else None,
-        )
-        with _Contents(path, start, on_damage) as contents:
+        start = RecordPlace(path, self._offset, self._number)
+        with _Contents(path, start, note if self._plan.skip_damaged else None) as contents:
             while True:
                 if not done and self._usual and contents.file:
                     yield from self._take_usual(self._usual, contents.file, shard, mine)

@@ -73,7 +73,8 @@ class UsualRecords:
         if len(streams) > MOST_STREAMS:
             raise ValueError(f"got {len(streams)} streams, wanted at most {MOST_STREAMS}.")
         names_and_sizes = tuple((stream.name.encode(), stream.size) for stream in streams)
-        self._settings = names_and_sizes, max_frames, num_classes if with_labels else 0
+        # As large as a number gets in C; no video has as many frames.
+        self._settings = names_and_sizes, min(max_frames, sys.maxsize), num_classes if with_labels else 0
         self._counts = np.empty((batch_size, len(streams) + 1), np.int64)
         self._labels = np.empty(batch_size * _LABELS_A_VIDEO, np.int64)
         self._spans = np.empty((_SPANS, 3), np.int64)

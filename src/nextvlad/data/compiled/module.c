@@ -4,6 +4,7 @@ Every function stops before the first record that is for Python (see usual_video
 which a part is still to come. The GIL is released while bytes are looked at. What the functions take and give
 is said in nextvlad/data/_usual_records.pyi. */
 
+#include <pyconfig.h> /* says whether this Python has a GIL */
 #ifndef Py_GIL_DISABLED
 #define Py_LIMITED_API 0x030B0000 /* one build for Python 3.11 and all that follow */
 #endif
@@ -15,7 +16,7 @@ is said in nextvlad/data/_usual_records.pyi. */
 
 #define HEADER 12 /* of a record: its length and the checksum of that */
 #define FOOTER 4
-#define LONGEST ((uint64_t)1 << 40)
+#define LONGEST ((uint64_t)(SIZE_MAX >> 8)) /* bytes of a payload; so that no sum of sizes overflows */
 
 typedef enum { USUAL, UNUSUAL, INCOMPLETE } Found;
 
@@ -73,9 +74,14 @@ static int get_plan(PyObject *tuple, Plan *plan)
     plan->max_frames = (size_t)max_frames;
     plan->num_classes = num_classes;
     for (Py_ssize_t number = 0; number < count; number++) {
+        PyObject *stream = PyTuple_GetItem(streams, number);
         const char *name;
         Py_ssize_t length, size;
-        if (!PyArg_ParseTuple(PyTuple_GetItem(streams, number), "y#n", &name, &length, &size))
+        if (!PyTuple_Check(stream)) {
+            PyErr_SetString(PyExc_TypeError, "a stream: wanted (name, values a frame)");
+            return 0;
+        }
+        if (!PyArg_ParseTuple(stream, "y#n", &name, &length, &size))
             return 0;
         if (size < 1) {
             PyErr_Format(PyExc_ValueError, "a stream of %zd values a frame", size);
@@ -349,12 +355,21 @@ static PyMethodDef methods[] = {
 
 static int prepare(PyObject *module)
 {
+    static int is_prepared; /* not again for a second import, while threads of the first sum up */
     (void)module;
-    crc_prepare();
+    if (!is_prepared)
+        crc_prepare();
+    is_prepared = 1;
     return 0;
 }
 
-static PyModuleDef_Slot slots[] = {{Py_mod_exec, prepare}, {0, NULL}};
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, prepare},
+#ifdef Py_GIL_DISABLED
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED}, /* nothing is kept between calls */
+#endif
+    {0, NULL},
+};
 
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,

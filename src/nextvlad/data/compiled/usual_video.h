@@ -23,7 +23,7 @@ nextvlad/data/usual_layout.py is the same in Python. Every step stays inside the
 #define BYTES_LIST FIRST /* the same, in a Feature */
 #define FLOAT_LIST SECOND
 #define INT64_LIST THIRD
-#define NOTHING 0 /* a feature without values */
+#define NOTHING 0 /* a feature without a list */
 
 typedef struct {
     const uint8_t *at, *end;
@@ -140,29 +140,29 @@ static int read_context(Bytes context, const Plan *plan, Video *video)
             !only_field(entry, SECOND, &value) || !is_ascii(name))
             return 0;
         uint8_t kind = NOTHING;
+        int has_values = 0;
         values = value;
         if (value.at < value.end) {
             kind = *value.at;
             if ((kind != BYTES_LIST && kind != FLOAT_LIST && kind != INT64_LIST) ||
                 !only_field(value, kind, &list))
                 return 0;
-            if (list.at == list.end)
-                kind = NOTHING;
-            else if (!only_field(list, FIRST, &values))
+            has_values = list.at < list.end;
+            if (has_values && !only_field(list, FIRST, &values))
                 return 0;
         }
         if (is(name, "id") || is(name, "video_id")) {
-            if (has_id++ || kind != BYTES_LIST)
+            if (has_id++ || kind != BYTES_LIST || !has_values)
                 return 0;
             video->id = values;
         } else if (is(name, "labels")) {
             if (has_labels++ || (kind != INT64_LIST && kind != NOTHING) ||
-                (kind == INT64_LIST && !take_labels(values, plan->num_classes, video)))
+                (has_values && !take_labels(values, plan->num_classes, video)))
                 return 0;
         } else if (is(name, "provenance") && plan->check_origin) {
-            if (has_origin++ || kind != BYTES_LIST || !are_same(values, plan->origin))
+            if (has_origin++ || kind != BYTES_LIST || !has_values || !are_same(values, plan->origin))
                 return 0;
-        } else if (kind != NOTHING && !is_sound(kind, values)) {
+        } else if (has_values && !is_sound(kind, values)) {
             return 0;
         }
     }
@@ -264,12 +264,13 @@ static void copy_frames(const Frames *frames, uint8_t *into)
         memcpy(into, from, size);
 }
 
+/* As many as were counted at most, for which there is room, should somebody write into them meanwhile. */
 static void copy_labels(const Video *video, int64_t *into)
 {
     Bytes packed = video->labels;
     uint64_t label;
-    while (take_number(&packed, &label))
-        *into++ = (int64_t)label;
+    for (size_t number = 0; number < video->num_labels && take_number(&packed, &label); number++)
+        into[number] = (int64_t)label;
 }
 
 #endif
