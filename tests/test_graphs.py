@@ -279,6 +279,35 @@ def test_another_cuda_stream_goes_without_graphs(monkeypatch: pytest.MonkeyPatch
         assert ("v0" in counter.asked) == kernel_by_kernel
 
 
+def test_another_cuda_stream_that_waited_for_the_first_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter, served = Counter(), Graphs(CPU, Imitation(), after=0)
+    batch = batch_of(LENGTHS)
+    monkeypatch.setattr(graphs, "_current_stream", lambda device: threading.current_thread().name)
+    second = threading.Thread(target=lambda: served(counter, batch), name="second")
+    waiting, lock = threading.Event(), served._lock
+
+    class Lock:
+        """Tells that the second thread is here; lets the first go on only then."""
+
+        def __enter__(self) -> None:
+            if threading.current_thread() is second:
+                waiting.set()
+                lock.acquire()
+            else:
+                lock.acquire()
+                second.start()
+                assert waiting.wait(10)
+
+        def __exit__(self, *error: object) -> None:
+            lock.release()
+
+    monkeypatch.setattr(served, "_lock", Lock())
+    served(counter, batch)
+    second.join()
+    assert served.num_captured == 1
+    assert counter.asked == ["", "", "v0"]  # to capture and in the graph; by the second thread without
+
+
 # When it does not work.
 
 
@@ -332,6 +361,19 @@ def test_graphs_go_before_a_batch_is_split() -> None:
     assert found.tolist() == [[200, 7]] * 4
     assert halver.num_split == served.num_captured == 0
     assert served(answer, batch_of(LENGTHS[:2])).tolist() == [[5, 7], [0, 0]]
+    assert served.num_captured == 0
+
+
+def test_want_of_memory_of_a_graph_itself() -> None:
+    def capture(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        def replay() -> Tensor:
+            raise torch.OutOfMemoryError(NO_MEMORY)
+
+        return replay
+
+    counter, served = Counter(), Graphs(CPU, capture, after=0)
+    with pytest.warns(RuntimeWarning, match="their memory is needed"):
+        assert served(counter, batch_of(LENGTHS)).tolist() == [list(pair) for pair in LENGTHS]
     assert served.num_captured == 0
 
 

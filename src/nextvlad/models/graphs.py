@@ -91,13 +91,9 @@ class Graphs:
             batch: on the device or, to be refused by `answer`, elsewhere.
         """
         shape = None if self._given_up else self._shape_of(batch)
-        if shape is not None:
-            with self._lock:
-                graph = self._find(shape, answer)
-                if graph is not None:
-                    return graph(batch)
         try:
-            return answer(batch)
+            logits = None if shape is None else self._from_graph(shape, answer, batch)
+            return answer(batch) if logits is None else logits
         except (MemoryError, RuntimeError) as error:
             if self._buffer is None or not is_out_of_memory(error):
                 raise
@@ -116,9 +112,16 @@ class Graphs:
         shape = _Shape(batch.num_videos, tuple(streams))
         if not batch.num_videos or not streams or shape.num_bytes > self._most_bytes:
             return None
-        if self._stream is not None and self._stream != _current_stream(self._device):
-            return None
         return shape
+
+    def _from_graph(self, shape: _Shape, answer: Answer, batch: FrameBatch) -> Tensor | None:
+        """The logits of a batch of this shape; None without a graph for it on this CUDA stream."""
+        with self._lock:
+            # Looked at here, since another thread may have captured the first one while this one waited.
+            if self._stream is not None and self._stream != _current_stream(self._device):
+                return None
+            graph = self._find(shape, answer)
+            return None if graph is None else graph(batch)
 
     def _find(self, shape: _Shape, answer: Answer) -> _Graph | None:
         """The graph for a batch of this shape, captured now if it is time; counts the batch."""
