@@ -133,6 +133,32 @@ def test_any_lengths_in_chunks_of_any_size(lengths: list[tuple[int, int]], chunk
         assert differ(for_inference(model)(batch), model(batch)) < 1e-5
 
 
+@pytest.mark.usefixtures("products")
+@pytest.mark.parametrize("chunk", [10, 1000])
+def test_neighbours_of_equal_length(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folded, "_CHUNK_CPU", chunk)
+    model = make(CONFIGS[0])
+    for lengths in ([(4, 2), (4, 2), (4, 3), (0, 3), (0, 0), (7, 0), (7, 5), (7, 5)], [(3, 0)] * 5):
+        batch = batch_of(lengths)
+        with torch.no_grad():
+            wanted = model(batch)
+        assert differ(for_inference(model)(batch), wanted) < 1e-5
+        assert differ(for_inference(model, "bf16")(batch), wanted) < 0.1
+
+
+def test_which_sums_are_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "multiplies", lambda half: True)
+    model = make(CONFIGS[0])
+    runs = [for_inference(model, precision).branches["rgb"]._runs for precision in ("fp32", "bf16")]
+    several = [0, 4, 8, 8, 8, 15, 22, 23]
+    assert [of(several) for of in runs] == [
+        [(0, 2), (4, 6), (6, 7)],
+        [(0, 1), (1, 2), (4, 5), (5, 6), (6, 7)],
+    ]
+    assert [of([0, 4, 8, 12]) for of in runs] == [[(0, 3)]] * 2
+    assert [of([0, 0, 0]) for of in runs] == [[]] * 2
+
+
 @given(
     lengths=st.lists(st.integers(0, 9), min_size=1, max_size=8), size=st.integers(1, 12), equal=st.booleans()
 )

@@ -26,15 +26,13 @@ def model_config_from_json(values: object, *, where: str) -> ModelConfig:
     Raises:
         ConfigError: names `where`, the key, and what is wrong with it.
     """
-    model: ModelConfig = _validate(
-        TypeAdapter(Annotated[ModelConfig, Field(discriminator="kind")]), values, where
-    )
+    model: ModelConfig = validate(Annotated[ModelConfig, Field(discriminator="kind")], values, where)
     return model
 
 
 def train_config_from_json(values: object, *, where: str) -> TrainConfig:
     """The reverse of `to_json` for a training run; raises ConfigError likewise."""
-    config: TrainConfig = _validate(TypeAdapter(TrainConfig), values, where)
+    config: TrainConfig = validate(TrainConfig, values, where)
     return config
 
 
@@ -50,23 +48,19 @@ def read_json(path: Path) -> object:
 
 def validate(kind: Any, values: object, where: str) -> Any:
     """JSON values as a dataclass of this kind; a ConfigError names `where`, the key, and what is wrong."""
-    return _validate(TypeAdapter(kind), values, where)
+    try:
+        return TypeAdapter(kind).validate_python(_tuples(values), strict=False)
+    except ConfigError as error:  # raised by a __post_init__
+        raise ConfigError(f"{where}: {error}") from error
+    except ValidationError as error:
+        problems = "; ".join(_describe(item) for item in error.errors(include_url=False))
+        raise ConfigError(f"{where}: {problems}.") from error
 
 
 def shortened(value: object) -> str:
     """A setting as one line of a report shows it."""
     text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if text else "-"
-
-
-def _validate(adapter: TypeAdapter[Any], values: object, where: str) -> Any:
-    try:
-        return adapter.validate_python(_tuples(values), strict=False)
-    except ConfigError as error:  # raised by a __post_init__
-        raise ConfigError(f"{where}: {error}") from error
-    except ValidationError as error:
-        problems = "; ".join(_describe(item) for item in error.errors(include_url=False))
-        raise ConfigError(f"{where}: {problems}.") from error
 
 
 def _describe(item: Any) -> str:
