@@ -384,6 +384,7 @@ def test_resuming_notices_that_a_record_is_gone(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"batch_size": 0}, "batch_size: got 0, wanted 1 or more"),
+        ({"batch_size": 1 << 40}, "batch_size: got 1099511627776, wanted at most 2147483647 videos"),
         ({"seed": -1}, "seed: got -1, wanted 0 or more"),
         ({"rank": 2, "world_size": 2}, r"rank: got 2, wanted 0\.\.1"),
         ({"start_method": "thread"}, "start_method: got 'thread', wanted fork, spawn or None"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
@@ -61,6 +62,8 @@ def names_up_to(most: int) -> Callable[[FrameBatch], list[str]]:
         (MemoryError(), True),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), True),
         (RuntimeError(NO_MEMORY), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
         (RuntimeError("shape mismatch"), False),
         (ValueError("DefaultCPUAllocator: can't allocate memory"), False),
     ],

@@ -17,6 +17,7 @@ command line prints the message alone and leaves with `exit_status`; only a bug 
 
 from __future__ import annotations
 
+import errno
 from typing import NamedTuple
 
 
@@ -115,11 +116,12 @@ class WorkerError(DataError):
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, the machine's or a GPU's.
 
-    Torch has an error of its own for a GPU, and on the CPU only a text.
+    Torch has an error of its own for a GPU, and on the CPU only a text. What maps memory raises OSError.
     """
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or (isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY))
     )
 

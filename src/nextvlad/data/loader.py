@@ -32,6 +32,7 @@ from nextvlad.provenance import Expected
 _PEEK = 256  # records looked at to learn the streams
 _COUNTING_THREADS = 8
 _MOST_WORKERS = 1024  # a slip of the keyboard should not fill the machine with processes
+_LARGEST_BATCH = (1 << 31) - 1  # videos; no size in bytes then exceeds what memory is counted with
 _VERSION = 2
 _AFRESH = "Start without --resume."
 
@@ -113,6 +114,8 @@ class FrameLoader:
         expected: Expected | None = None,
     ) -> None:
         _check_range("batch_size", batch_size, 1)
+        if batch_size > _LARGEST_BATCH:
+            raise ConfigError(f"batch_size: got {batch_size}, wanted at most {_LARGEST_BATCH} videos.")
         _check_range("max_frames", max_frames, 1)
         _check_range("shuffle_buffer", shuffle_buffer, 1)
         _check_range("seed", seed, 0)
