@@ -60,6 +60,7 @@ ORDER = [
     "data.batch",
     "data.packer",
     "data._usual_records data.usual_records",
+    "data.contents",
     "data.reader",
     "data.processes",
     "data.loader",

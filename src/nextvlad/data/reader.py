@@ -17,8 +17,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,18 +25,16 @@ from torch import Tensor
 
 from nextvlad.config import StreamConfig
 from nextvlad.data.batch import PackedBatch, find_fault
+from nextvlad.data.contents import Content, Contents, Copies
 from nextvlad.data.packer import Packer
-from nextvlad.data.paddle_pickle import is_pickle, read_pickle
 from nextvlad.data.segments import Segments, segments_of
-from nextvlad.data.tfrecord import RecordFile
+from nextvlad.data.tfrecord import FRAMING_SIZE, RecordFile
 from nextvlad.data.usual_records import MOST_STREAMS, UsualRecords, available
 from nextvlad.data.video_record import VideoRecord, parse_video_record
 from nextvlad.errors import ConfigError, DataError, RecordError, RecordPlace
 from nextvlad.provenance import Expected, of_record
 
 _NO_LABELS = np.empty(0, np.int64)
-_FRAMING_SIZE = 16  # bytes a record takes beside its payload
-_SMALL = 1 << 16  # bytes below which an allocator keeps freed memory at hand
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,34 +117,6 @@ class _Held(NamedTuple):
     part: int = 0
 
 
-class _Copies:
-    """Copies of payloads, in memory that is used again.
-
-    The system takes back freed memory of this size and gives it out again page by page, which costs
-    more than the copy itself.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._free: list[NDArray[np.uint8]] = []
-
-    def of(self, payload: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        if len(payload) < _SMALL:
-            return payload.copy()
-        memory = self._free.pop() if self._free else None
-        if memory is None or len(memory) < len(payload):
-            memory = np.empty(len(payload) + len(payload) // 4, np.uint8)
-        copy = memory[: len(payload)]
-        copy[:] = payload
-        return copy
-
-    def done(self, copy: NDArray[np.uint8] | None) -> None:
-        """Nobody reads this copy any more."""
-        memory = None if copy is None else copy.base
-        if isinstance(memory, np.ndarray) and len(self._free) < self._most:
-            self._free.append(memory)
-
-
 class Reader:
     """Yields deliveries, from `state` on; the last has no batch.
 
@@ -170,7 +139,7 @@ class Reader:
         self._names = {stream.name for stream in plan.streams}
         self._usual = _usual_records(plan)
         self._damage: list[RecordError] = []
-        self._copies = _Copies(plan.batch_size)
+        self._copies = Copies(plan.batch_size)
         self._origins: set[bytes] = set()  # that are as expected
         self._epoch = self._draws = self._turn = self._offset = self._number = self._part = 0
         # Columns rather than rows: each batch carries them, and bytes travel at no cost.
@@ -270,7 +239,7 @@ class Reader:
 
         done = self._part
         start = RecordPlace(path, self._offset, self._number)
-        with _Contents(path, start, note if self._plan.skip_damaged else None) as contents:
+        with Contents(path, start, note if self._plan.skip_damaged else None) as contents:
             while True:
                 if not done and self._usual and contents.file:
                     yield from self._take_usual(self._usual, contents.file, shard, mine)
@@ -299,14 +268,14 @@ class Reader:
         first, every = (0, 1) if mine is None else (mine, self._plan.num_readers)
         if self._shuffles:
             for number, offset, payload in usual.find(file, first, every):
-                self._offset, self._number = offset + _FRAMING_SIZE + len(payload), number + 1
+                self._offset, self._number = offset + FRAMING_SIZE + len(payload), number + 1
                 yield _Held(None, self._copies.of(payload), shard, offset, number)
             return
         while usual.pack(file, self._packer, first, every):
             self._offset, self._number = file.window.offset, file.window.number
             yield None
 
-    def _take(self, content: _Content, place: RecordPlace, shard: int) -> list[_Held]:
+    def _take(self, content: Content, place: RecordPlace, shard: int) -> list[_Held]:
         """The parts of a record; none if it is damaged and to be skipped."""
         try:
             return self._hold(content, place, shard)
@@ -316,7 +285,7 @@ class Reader:
             self._damage.append(error)
             return []
 
-    def _hold(self, content: _Content, place: RecordPlace, shard: int) -> list[_Held]:
+    def _hold(self, content: Content, place: RecordPlace, shard: int) -> list[_Held]:
         plan, copy = self._plan, None
         max_frames = plan.max_frames if plan.segments is None else None
         try:
@@ -359,7 +328,7 @@ class Reader:
         if expected is not None and self._usual:
             self._usual.origin = token
 
-    def _check(self, records: list[VideoRecord], content: _Content, place: RecordPlace) -> None:
+    def _check(self, records: list[VideoRecord], content: Content, place: RecordPlace) -> None:
         """Raises RecordError, with its place, for a record that the model cannot take."""
         plan = self._plan
         for record in records:
@@ -393,7 +362,7 @@ class Reader:
     ) -> Iterator[tuple[int, _Held]]:
         """(slot, part) for the wanted record numbers and parts of one shard."""
         missing = {(number, part) for number, parts in wanted.items() for part in parts}
-        with _Contents(start.path, start, lambda error: None) as contents:
+        with Contents(start.path, start, lambda error: None) as contents:
             while missing and (next_one := contents.read()) is not None:
                 content, place, _ = next_one
                 for held in self._hold(content, place, shard) if place.number in wanted else ():
@@ -406,45 +375,6 @@ class Reader:
             f"{start.path}: record {min(missing)[0]} cannot be read any more, and the place to resume from "
             "needs it. The data has changed since the checkpoint was saved; start without --resume."
         )
-
-
-_Content = NDArray[np.uint8] | VideoRecord
-
-
-class _Contents:
-    """What one file holds from `start` on; a context manager.
-
-    Attributes:
-        file: None for a pickle.
-    """
-
-    def __init__(
-        self, path: str, start: RecordPlace, on_damage: Callable[[RecordError], None] | None
-    ) -> None:
-        self.file: RecordFile | None = None
-        self._pickled: Iterator[tuple[RecordPlace, VideoRecord]] = iter(())
-        if is_pickle(path):
-            self._pickled = read_pickle(path, first=start.number, on_damage=on_damage)
-        else:
-            self.file = RecordFile(path, start=start if start.offset else None, on_damage=on_damage)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.file is not None:
-            self.file.__exit__(kind, error, trace)
-
-    def read(self) -> tuple[_Content, RecordPlace, int] | None:
-        """The next payload or record, its place, and the offset where the next begins; None at the end."""
-        if self.file is None:
-            for place, record in self._pickled:
-                return record, place, place.offset + 1  # a pickle is entered by the number of the record
-            return None
-        found = self.file.read()
-        return found and (found.payload, found.place, found.place.offset + _FRAMING_SIZE + len(found.payload))
 
 
 def _usual_records(plan: ReaderPlan) -> UsualRecords | None:

@@ -26,6 +26,10 @@ from nextvlad.files import NewFile, cannot_open
 
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
+HEADER_SIZE = _HEADER.size
+"""Bytes of a record before its payload."""
+FRAMING_SIZE = _HEADER.size + _FOOTER.size
+"""Bytes of a record beside its payload."""
 _BLOCK = 1 << 20  # bytes asked for in one read, more only for a larger record
 _COUNT_BLOCK = 1 << 16  # for counting, where large payloads are jumped over
 _LENGTH_SIZE = 8

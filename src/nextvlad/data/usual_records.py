@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from nextvlad.config import StreamConfig
 from nextvlad.data.packer import Packer
-from nextvlad.data.tfrecord import RecordFile
+from nextvlad.data.tfrecord import HEADER_SIZE, RecordFile
 
 try:
     from nextvlad.data import _usual_records as compiled
@@ -29,7 +29,6 @@ except ImportError:
 
 MOST_STREAMS = 8
 _LABELS_A_VIDEO = 64  # of room, on average; a batch with more of them is packed in several calls
-_HEADER_SIZE = 12  # bytes of a record before its payload
 _SPANS = 256  # records found in one call
 
 
@@ -132,7 +131,7 @@ class UsualRecords:
             window.consume(size)
             window.number += seen
             for index, start, length in self._spans[:found].tolist():
-                yield Found(number + index, offset + start - _HEADER_SIZE, data[start : start + length])
+                yield Found(number + index, offset + start - HEADER_SIZE, data[start : start + length])
             if found < _SPANS and (not needed or not file.fill(needed)):
                 return
 
