@@ -205,6 +205,17 @@ def test_truncated(tmp_path: Path, cut: int, message: str) -> None:
         count_records(tmp_path / "a")
 
 
+def test_a_file_that_gets_shorter_while_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.tfrecord"
+    path.write_bytes(framed(*[b"x" * 84] * 100))
+    records = read_records(path, block_bytes=100)
+    assert next(records).place.number == 0
+    os.truncate(path, 5000)  # between two records
+    with pytest.raises(RecordError, match=r"record 50: the file ends here, 5000 bytes before") as caught:
+        list(records)
+    assert caught.value.framing_lost
+
+
 @pytest.mark.parametrize("compression", [None, "gzip"])
 def test_a_lying_length_takes_no_memory(tmp_path: Path, compression: str | None) -> None:
     size = struct.pack("<Q", 1 << 61)

@@ -282,6 +282,13 @@ def _next_length(stream: Window) -> int | None:
         left = stream.high - stream.low + (stream.left() or 0)
         if left == 0:
             return None
+        if left >= _HEADER.size:
+            raise RecordError(
+                f"the file ends here, {left} bytes before where it ended when it was opened: something made "
+                f"it shorter meanwhile; {ADVICE}. Not read: the rest of the file.",
+                stream.place(),
+                framing_lost=True,
+            )
         if stream.offset == 0:
             raise _not_a_tfrecord(stream)
         raise RecordError(
