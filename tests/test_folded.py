@@ -149,14 +149,20 @@ def test_neighbours_of_equal_length(chunk: int, monkeypatch: pytest.MonkeyPatch)
 def test_which_sums_are_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "multiplies", lambda half: True)
     model = make(CONFIGS[0])
-    runs = [for_inference(model, precision).branches["rgb"]._runs for precision in ("fp32", "bf16")]
+
+    def products_of(precision: Any, bounds: list[int]) -> list[tuple[int, int, int, int]]:
+        found = for_inference(model, precision).branches["rgb"]._products_of(bounds)
+        return [(videos.start, videos.stop, frames.start, frames.stop) for videos, frames in found]
+
     several = [0, 4, 8, 8, 8, 15, 22, 23]
-    assert [of(several) for of in runs] == [
-        [(0, 2), (4, 6), (6, 7)],
-        [(0, 1), (1, 2), (4, 5), (5, 6), (6, 7)],
-    ]
-    assert [of([0, 4, 8, 12]) for of in runs] == [[(0, 3)]] * 2
-    assert [of([0, 0, 0]) for of in runs] == [[]] * 2
+    assert products_of("fp32", several) == [(0, 2, 0, 8), (4, 6, 8, 22), (6, 7, 22, 23)]
+    assert products_of("bf16", several) == [
+        (0, 1, 0, 4), (1, 2, 4, 8), (4, 5, 8, 15), (5, 6, 15, 22), (6, 7, 22, 23)
+    ]  # fmt: skip
+    assert products_of("bf16", [0, 37, 39]) == [(0, 1, 0, 32), (0, 1, 32, 37), (1, 2, 37, 39)]
+    for precision in ("fp32", "bf16"):
+        assert products_of(precision, [0, 4, 8, 12]) == [(0, 3, 0, 12)]
+        assert products_of(precision, [0, 0, 0]) == []
 
 
 @given(

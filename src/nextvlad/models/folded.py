@@ -120,37 +120,29 @@ class FoldedBranch:
         mass_of_frames = a.sum(1, dtype=torch.float32)  # [n, K]
         weights = a.flatten(0, 1)  # [n G, K]
         parts = e.reshape(-1, self.size)  # [n G, S]
-        for first, last in self._runs(bounds):
-            start, end = bounds[first], bounds[last]
-            if last - first > 1:
-                rows = slice(start * self.groups, end * self.groups)
-                w = weights[rows].view(last - first, -1, self.clusters)
-                p = parts[rows].view(last - first, -1, self.size)
-                sums[first:last] += torch.bmm(w.mT, p)
-                mass[first:last] += mass_of_frames[start:end].view(last - first, -1, self.clusters).sum(1)
-                continue
-            for piece_start, piece_end in self._pieces(start, end):
-                rows = slice(piece_start * self.groups, piece_end * self.groups)
-                sums[first] += torch.mm(weights[rows].T, parts[rows])
-            mass[first] += mass_of_frames[start:end].sum(0)
+        for videos, frames in self._products_of(bounds):
+            shape = (videos.stop - videos.start, -1)
+            rows = slice(frames.start * self.groups, frames.stop * self.groups)
+            w, p = weights[rows].view(*shape, self.clusters), parts[rows].view(*shape, self.size)
+            # Also for one video alone, so that its sums do not depend, in the last bit, on its neighbours.
+            sums[videos] += torch.bmm(w.mT, p)
+            mass[videos] += mass_of_frames[frames].view(*shape, self.clusters).sum(1)
 
-    def _runs(self, bounds: list[int]) -> list[tuple[int, int]]:
-        """Neighbouring videos of equal length, whose sums are one product; each as its first and last + 1.
+    def _products_of(self, bounds: list[int]) -> Iterator[tuple[slice, slice]]:
+        """Neighbouring videos of equal length, whose sums are one product, and their frames.
 
-        Where each new size of product costs (see _FULL_ROWS), only if all are equal.
+        Where each new size of product costs (see _FULL_ROWS): all videos if all are equal, else each in
+        pieces of few sizes.
         """
         lengths = [end - start for start, end in pairwise(bounds)]
         places = [0, *(n for n in range(1, len(lengths)) if lengths[n] != lengths[n - 1]), len(lengths)]
-        if self.dtype != torch.float32 and len(places) > 2:
-            places = list(range(len(lengths) + 1))
-        return [(first, last) for first, last in pairwise(places) if bounds[first] < bounds[last]]
-
-    def _pieces(self, start: int, end: int) -> list[tuple[int, int]]:
-        """Frames of one video, in pieces of few sizes where each new size costs (see _FULL_ROWS)."""
-        middle = start + (end - start) // _FULL_FRAMES * _FULL_FRAMES
-        if self.dtype == torch.float32 or middle in (start, end):
-            return [(start, end)]
-        return [(start, middle), (middle, end)]
+        in_pieces = self.dtype != torch.float32 and len(places) > 2
+        for first, last in pairwise(range(len(bounds)) if in_pieces else places):
+            start, end = bounds[first], bounds[last]
+            middle = start + (end - start) // _FULL_FRAMES * _FULL_FRAMES if in_pieces else end
+            for piece in (slice(start, middle), slice(middle, end)):
+                if piece.start < piece.stop:
+                    yield slice(first, last), piece
 
 
 class FoldedNeXtVLAD(InferenceModel):
