@@ -372,6 +372,25 @@ def test_a_full_disk_keeps_the_last_checkpoint(place: Path, tmp_path: Path) -> N
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
 
 
+IMPATIENT = """
+import sys
+from nextvlad.cli import main
+class Interrupting:
+    def find_spec(self, name, path, target=None):
+        if name == "nextvlad.commands":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupting())
+main(["demo"])
+"""
+
+
+def test_an_interrupt_while_it_starts() -> None:
+    command = [sys.executable, "-c", IMPATIENT]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 130
+    assert done.stderr == "nextvlad: stopped.\n"
+
+
 TALKATIVE = """
 from nextvlad.cli import main
 from nextvlad.commands import VERBS

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 from nextvlad.errors import NextvladError, is_out_of_memory
@@ -63,18 +63,22 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
         print(f"nextvlad {__version__}")
         sys.exit(0)
+    sys.exit(_guarded(given[0], given[1:]))
+
+
+def _run(name: str, arguments: list[str]) -> int:
     from nextvlad.commands import VERBS
 
-    if given[0] not in VERBS:
-        print(f"nextvlad: no verb {given[0]!r}; wanted one of {', '.join(VERBS)}.", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(_guarded(given[0], VERBS[given[0]], given[1:]))
+    if name not in VERBS:
+        print(f"nextvlad: no verb {name!r}; wanted one of {', '.join(VERBS)}.", file=sys.stderr)
+        return 2
+    return VERBS[name](arguments)
 
 
-def _guarded(name: str, verb: Callable[[list[str]], int], arguments: list[str]) -> int:
-    """Turns every error a user can cause into its message and its exit status."""
+def _guarded(name: str, arguments: list[str]) -> int:
+    """Turns every error a user can cause into its message and its exit status, from the imports on."""
     try:
-        return verb(arguments)
+        return _run(name, arguments)
     except NextvladError as error:
         # What reads the data spells options as `train` does.
         message = (

@@ -91,17 +91,36 @@ def process_group(device: torch.device) -> Iterator[None]:
     """Joins the group that torchrun describes in the environment, and leaves it at the end.
 
     `device` becomes the current GPU in any case: what names no device, such as pinning, goes by that.
+
+    Raises:
+        UsageError: the environment does not describe a group.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if num_started() <= 1 or dist.is_initialized():
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    _join("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    size, own = num_started(), read_number("RANK", 0)
+    if own >= size:  # else all would wait for one that never comes
+        raise UsageError(
+            f"the environment says RANK={own} and WORLD_SIZE={size}, wanted a rank of 0..{size - 1}; start "
+            "with torchrun, or unset WORLD_SIZE."
+        )
+    try:
+        dist.init_process_group(backend, timeout=_PATIENCE)
+    except ValueError as error:  # RANK, MASTER_ADDR or MASTER_PORT is missing, or is none
+        raise UsageError(
+            f"the environment says WORLD_SIZE={size}, and does not say where the others are ({error}); start "
+            "with torchrun, or unset WORLD_SIZE."
+        ) from error
 
 
 def data_parallel(module: nn.Module) -> nn.Module:

@@ -8,7 +8,7 @@ from nextvlad.errors import UsageError
 
 
 def read_number(name: str, otherwise: int) -> int:
-    """WORLD_SIZE, LOCAL_RANK or LOCAL_WORLD_SIZE; `otherwise` where torchrun did not start this process.
+    """WORLD_SIZE, RANK, LOCAL_RANK or LOCAL_WORLD_SIZE; `otherwise` where torchrun did not start us.
 
     Raises:
         UsageError: it is no number of 0 or more.
