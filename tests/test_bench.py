@@ -196,8 +196,17 @@ def test_what_limits_reading() -> None:
     assert "There is a process for every processor." in limits("read", [one, many], facts | {"cores": 2})[0]
     slow = replace(many, videos=90.0)
     assert "more processes will not help" in limits("read", [one, slow], facts)[0]
+    slower = limits("read", [one, replace(many, videos=50.0)], facts)[0]
+    assert "0.50 times as fast" in slower
+    assert slower.endswith("one reader process is enough.")
     assert "C compiler" in limits("read", [one, slow], facts | {"compiled": False})[1]
     assert limits("read", [one], facts) == ["More reader processes may read more: --workers 2."]
+
+
+def test_the_table_says_yes_or_no(capsys: pytest.CaptureFixture[str]) -> None:
+    for compiled, said in ((True, "compiled yes"), (False, "compiled no")):
+        bench_report.print_report(stages(1, 1, 1), {"workers": 1, "compiled": compiled}, [])
+        assert f"workers 1  {said}" in capsys.readouterr().out
 
 
 def test_from_the_command_line(data: str, recipe: str, tmp_path: Path) -> None:

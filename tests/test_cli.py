@@ -439,6 +439,17 @@ def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main(["demo"])
 
 
+def test_the_demo_says_at_once_that_it_cannot_draw(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: Any
+) -> None:
+    monkeypatch.setattr("nextvlad.demo.can_draw", lambda: False)
+    status, out, err = call(capfd, "demo", "--out", tmp_path / "run")
+    assert status == 2
+    assert out == ""
+    assert "pip install 'nextvlad[plot]'" in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_records_without_frames_are_predicted(place: Path, tmp_path: Path, capfd: Any) -> None:
     """A video without one of its streams, or without any frame, is no fault."""
     with RecordWriter(tmp_path / "few.tfrecord") as writer:

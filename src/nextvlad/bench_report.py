@@ -91,7 +91,12 @@ def _limits_of_reading(stages: Sequence[Stage], facts: dict[str, Any]) -> list[s
         return ["More reader processes may read more: --workers 2.", *in_python]
     gain = many[0].videos / alone.videos
     line = f"Reading with {processes(facts['workers'])} is {gain:.2f} times as fast as in this one."
-    if facts["workers"] > 1 and gain < 0.5 * facts["workers"]:
+    if gain < 0.9:
+        line += (
+            " Handing batches from process to process costs more than it gains, as it does where records are "
+            "small, or other work keeps the processors busy: one reader process is enough."
+        )
+    elif facts["workers"] > 1 and gain < 0.5 * facts["workers"]:
         line += " Disk, memory or other work on this machine limits: more processes will not help."
     elif facts["workers"] >= facts["cores"]:
         line += " There is a process for every processor."
@@ -144,4 +149,6 @@ def print_report(stages: Sequence[Stage], facts: dict[str, Any], verdict: Sequen
 def _shown(value: object) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else str(value)

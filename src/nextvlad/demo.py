@@ -24,7 +24,7 @@ from nextvlad.data.sources import read
 from nextvlad.data.vocabulary import Vocabulary
 from nextvlad.errors import UsageError
 from nextvlad.evaluate import evaluate
-from nextvlad.plots import confusion_matrix, training_curves
+from nextvlad.plots import can_draw, confusion_matrix, training_curves
 from nextvlad.predict import predict
 from nextvlad.progress import say
 from nextvlad.recipes import RECIPES
@@ -58,6 +58,8 @@ def demo(out: Path, *, open_plots: bool = False) -> dict[str, dict[str, Any]]:
     """
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out}: not empty; choose another folder with --out, or remove it.")
+    if not can_draw():
+        raise UsageError("the demo draws, which needs matplotlib: pip install 'nextvlad[plot]'.")
     with as_file(files("nextvlad") / "demo_data") as data:
         return _run(data, out, open_plots=open_plots)
 
