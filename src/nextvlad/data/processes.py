@@ -124,7 +124,9 @@ class Readers:
                 unused = [worker.unused.popleft() for _ in range(len(worker.unused))]
                 worker.connection.send_bytes(_GO_ON + bytes(unused))
             return Delivery(batch, message.state, message.damage)
-        except (EOFError, OSError):
+        except (EOFError, OSError) as error:
+            if is_out_of_memory(error):  # here, and not in the reader
+                raise MemoryError("a batch of a reader process cannot be mapped") from error
             raise _obituary(worker, reader) from None
 
     def interrupt(self) -> None:

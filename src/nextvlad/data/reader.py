@@ -381,6 +381,8 @@ def _usual_records(plan: ReaderPlan) -> UsualRecords | None:
     """The short way, where it leads to what the plan wants."""
     if not available() or plan.segments is not None or len(plan.streams) > MOST_STREAMS:
         return None
+    if plan.with_labels and not plan.num_classes:  # which means no labels there, and here that none is right
+        return None
     return UsualRecords(
         plan.streams, plan.max_frames, plan.num_classes, plan.batch_size, with_labels=plan.with_labels
     )
