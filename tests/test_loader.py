@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import multiprocessing
@@ -497,6 +498,17 @@ def test_a_file_that_went_away(shards: list[str], workers: int) -> None:
     with pytest.raises(UsageError, match=r"2\.tfrecord: no such file") as caught:
         list(stream)
     assert type(caught.value) is UsageError
+
+
+def test_no_memory_for_a_batch_is_no_death_of_a_process(
+    shards: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(carrier: socket.socket, size: int) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(processes, "_receive_memory", refuse)
+    with pytest.raises(MemoryError, match="cannot be mapped"):
+        list(loader(shards, workers=1))
 
 
 def test_a_process_without_memory_says_so(shards: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

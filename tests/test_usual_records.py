@@ -380,6 +380,13 @@ def test_as_many_frames_as_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(ours[0]) == 3
 
 
+def test_without_classes_no_label_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a", map(video, range(3)))
+    ours, theirs = in_both_ways(monkeypatch, lambda: read([path], num_classes=0))
+    assert ours == theirs
+    assert "label" in ours[2]
+
+
 # Where features come from
 
 
