@@ -424,9 +424,7 @@ def test_predictions_from_halves_are_the_same(
     assert "the half of a batch. Use a smaller --batch-size" in text
     whole, halves = (_words_and_numbers(tmp_path / f"{name}.csv") for name in ("whole", "halves"))
     assert halves[0] == whole[0]
-    assert halves[1] == pytest.approx(
-        whole[1], abs=1.5e-6
-    )  # written with six digits, of which the last may differ
+    assert halves[1] == pytest.approx(whole[1], abs=1.5e-6)  # the last digit written may differ
 
 
 def _words_and_numbers(path: Path) -> tuple[list[str], list[float]]:
