@@ -5,14 +5,16 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nextvlad.data.batch import FrameBatch
 from nextvlad.data.tfrecord import RecordWriter
 from nextvlad.data.video_record import VideoRecord, serialize_video_record
+from nextvlad.data.window import Compression
 
 SIZES = {"rgb": 12, "audio": 6}
 
@@ -55,6 +57,28 @@ def make_data(
             for number in range(first + shard, first + num_videos, num_shards):
                 writer.write(serialize_video_record(make(number, num_classes, **more)))
     return str(folder / f"{name}-*.tfrecord")
+
+
+def write_records(
+    path: Path, records: Iterable[VideoRecord | bytes], compression: Compression | None = None
+) -> str:
+    """One file of these records, or of payloads as they are; its path."""
+    with RecordWriter(path, compression) as writer:
+        for record in records:
+            writer.write(record if isinstance(record, bytes) else serialize_video_record(record))
+    return str(path)
+
+
+def values_of(batches: Iterable[FrameBatch]) -> list[Any]:
+    """Batches as plain values that compare: ids, labels, and of each stream its frames and offsets."""
+    return [
+        (
+            batch.video_ids,
+            batch.labels.tolist(),
+            {name: (f.values.tolist(), f.offsets.tolist()) for name, f in batch.streams.items()},
+        )
+        for batch in batches
+    ]
 
 
 def nextvlad(*arguments: object, timeout: float = 120, **more: Any) -> subprocess.CompletedProcess[str]:

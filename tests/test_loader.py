@@ -21,6 +21,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from makers import values_of, write_records
 from nextvlad.config import StreamConfig
 from nextvlad.data import processes
 from nextvlad.data.batch import FrameBatch
@@ -28,7 +29,7 @@ from nextvlad.data.loader import FrameLoader, count_examples, peek_streams
 from nextvlad.data.paddle_pickle import PickleWriter
 from nextvlad.data.reader import Reader, ReaderPlan, ReaderState
 from nextvlad.data.tfrecord import RecordWriter
-from nextvlad.data.video_record import VideoRecord, serialize_video_record
+from nextvlad.data.video_record import VideoRecord
 from nextvlad.errors import ConfigError, DataError, RecordError, UsageError, WorkerError
 
 STREAMS = (StreamConfig(name="rgb", size=3), StreamConfig(name="audio", size=2))
@@ -51,16 +52,9 @@ def video(shard: int, number: int, **changes: Any) -> VideoRecord:
     return VideoRecord(**(fields | changes))
 
 
-def write(path: Path, videos: Iterable[VideoRecord], compression: Any = None) -> str:
-    with RecordWriter(path, compression) as writer:
-        for item in videos:
-            writer.write(serialize_video_record(item))
-    return str(path)
-
-
 def write_shards(folder: Path, sizes: Sequence[int], compression: Any = None) -> list[str]:
     return [
-        write(folder / f"{shard}.tfrecord", [video(shard, n) for n in range(size)], compression)
+        write_records(folder / f"{shard}.tfrecord", [video(shard, n) for n in range(size)], compression)
         for shard, size in enumerate(sizes)
     ]
 
@@ -84,18 +78,6 @@ def _no_process_is_left() -> Iterator[None]:
 def loader(data: Sequence[str], **changes: Any) -> FrameLoader:
     arguments: dict[str, Any] = {"streams": STREAMS, "num_classes": CLASSES, "batch_size": 4}
     return FrameLoader(data, **(arguments | changes))
-
-
-def content(batches: Iterable[FrameBatch]) -> list[Any]:
-    """Batches as plain values that compare."""
-    return [
-        (
-            batch.video_ids,
-            batch.labels.tolist(),
-            {name: (f.values.tolist(), f.offsets.tolist()) for name, f in batch.streams.items()},
-        )
-        for batch in batches
-    ]
 
 
 def names(batches: Iterable[FrameBatch]) -> list[str]:
@@ -194,7 +176,7 @@ def test_a_reader_goes_on_after_any_batch(
                 assert again.state == before.state
                 if before.batch is not None:
                     assert again.batch is not None
-                    assert content([again.batch.batch()]) == content([before.batch.batch()])
+                    assert values_of([again.batch.batch()]) == values_of([before.batch.batch()])
 
 
 def test_records_are_shared_out_where_there_are_fewer_shards_than_readers(tmp_path: Path) -> None:
@@ -243,7 +225,7 @@ def test_memory_used_again_is_not_mixed_up(tmp_path: Path, workers: int) -> None
     big = [
         video(0, n, streams={"rgb": np.full((40 + 7 * (n % 9), 999), n, np.uint8)}) for n in range(40)
     ]  # fmt: skip
-    data = [write(tmp_path / "big", big)]
+    data = [write_records(tmp_path / "big", big)]
     wide = (StreamConfig(name="rgb", size=999),)
     seen = []
     for batch in loader(data, streams=wide, workers=workers, shuffle=True, shuffle_buffer=6, epochs=2):
@@ -269,7 +251,9 @@ def test_a_batch_that_grows_moves_all_streams_whole(tmp_path: Path, workers: int
     lengths = {"a": 100, "b": 11, "c": 11}
     last = {s.name: numbers.integers(0, 256, (lengths[s.name], s.size), np.uint8) for s in streams}
     videos.append(video(0, 15, streams=last))
-    (batch,) = loader([write(tmp_path / "x", videos)], streams=streams, workers=workers, batch_size=16)
+    (batch,) = loader(
+        [write_records(tmp_path / "x", videos)], streams=streams, workers=workers, batch_size=16
+    )
     for stream in streams:
         wanted = np.concatenate([one.streams[stream.name] for one in videos])
         assert batch.streams[stream.name].values.tolist() == wanted.tolist()
@@ -295,13 +279,13 @@ def test_readers_take_turns_until_they_end(tmp_path: Path) -> None:
 
 def test_one_process_gives_what_none_gives(shards: list[str]) -> None:
     options: dict[str, Any] = {"shuffle": True, "shuffle_buffer": 5, "epochs": 2}
-    assert content(loader(shards, workers=1, **options)) == content(loader(shards, **options))
+    assert values_of(loader(shards, workers=1, **options)) == values_of(loader(shards, **options))
 
 
 def test_spawned_processes_give_what_forked_ones_give(shards: list[str]) -> None:
     options: dict[str, Any] = {"shuffle": True, "shuffle_buffer": 5, "workers": 1}
-    spawned = content(loader(shards, start_method="spawn", **options))
-    assert spawned == content(loader(shards, start_method="fork", **options))
+    spawned = values_of(loader(shards, start_method="spawn", **options))
+    assert spawned == values_of(loader(shards, start_method="fork", **options))
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -313,21 +297,21 @@ def test_a_loader_goes_on_after_any_batch(shards: list[str], workers: int) -> No
     first = loader(shards, **options)
     places.append(first.position())
     for batch in first:
-        whole += content([batch])
+        whole += values_of([batch])
         places.append(first.position())
     for index, place in enumerate(places):
         again = loader(shards, position=json.loads(json.dumps(place)), **options)
         assert again.position() == place
-        assert content(again) == whole[index:]
+        assert values_of(again) == whole[index:]
 
 
 def test_iterating_again_goes_on(shards: list[str]) -> None:
     stream = loader(shards, workers=2, prefetch=3)
-    whole = content(loader(shards, workers=2))
+    whole = values_of(loader(shards, workers=2))
     found = []
     for _ in range(len(whole)):
         for batch in stream:
-            found += content([batch])
+            found += values_of([batch])
             break
     assert found == whole
     assert list(stream) == []
@@ -419,9 +403,9 @@ def damaged(tmp_path: Path) -> list[str]:
     """Eight faults in four files; 0-0 0-2 1-0 1-1 2-1 2-5 are whole."""
     nothing = np.zeros((0, 3), np.uint8)
     data = [
-        write(tmp_path / "0.tfrecord", [video(0, n) for n in range(3)]),
-        write(tmp_path / "1.tfrecord", [video(1, n) for n in range(4)]),
-        write(
+        write_records(tmp_path / "0.tfrecord", [video(0, n) for n in range(3)]),
+        write_records(tmp_path / "1.tfrecord", [video(1, n) for n in range(4)]),
+        write_records(
             tmp_path / "2.tfrecord",
             [
                 video(2, 0, labels=np.array([CLASSES])),
@@ -466,13 +450,13 @@ def test_going_on_amid_damage(damaged: list[str]) -> None:
     options: dict[str, Any] = {
         "skip_damaged": True, "batch_size": 1, "epochs": 2, "shuffle": True, "shuffle_buffer": 2
     }  # fmt: skip
-    whole = content(loader(damaged, **options))
+    whole = values_of(loader(damaged, **options))
     for index in range(len(whole)):
         first = loader(damaged, **options)
         iterator = iter(first)
         for _ in range(index):
             next(iterator)
-        assert content(loader(damaged, position=first.position(), **options)) == whole[index:]
+        assert values_of(loader(damaged, position=first.position(), **options)) == whole[index:]
 
 
 @pytest.mark.parametrize("shard", [0, 1, 2, 3])
@@ -591,7 +575,7 @@ def test_processes_end_with_the_loop(shards: list[str]) -> None:
 def test_batches_outlive_their_process(shards: list[str]) -> None:
     kept = list(loader(shards, workers=2))
     assert sorted(names(kept)) == sorted(ids((9, 0, 5, 12)))
-    assert content(kept) == content(loader(shards, workers=2))
+    assert values_of(kept) == values_of(loader(shards, workers=2))
     kept[0].labels.zero_()  # ours to change
 
 
@@ -648,10 +632,10 @@ def test_no_process_outlives_its_parent(shards: list[str], end: str) -> None:
 
 @linux
 def test_a_signal_to_the_group_leaves_processes_at_work(shards: list[str]) -> None:
-    whole = content(loader(shards, workers=2))
+    whole = values_of(loader(shards, workers=2))
     found = []
     for batch in loader(shards, workers=2):
-        found += content([batch])
+        found += values_of([batch])
         for process in multiprocessing.active_children():
             assert process.pid is not None
             os.kill(process.pid, signal.SIGTERM)
@@ -667,11 +651,11 @@ def test_pinned_batches(shards: list[str], workers: int) -> None:
     for batch in stream:
         assert batch.labels.is_pinned()
         place = stream.position()
-        found += content([batch])
+        found += values_of([batch])
         if len(found) == 3:
             break
-    plain = content(loader(shards, workers=workers))
-    assert found + content(loader(shards, workers=workers, pin_memory=True, position=place)) == plain
+    plain = values_of(loader(shards, workers=workers))
+    assert found + values_of(loader(shards, workers=workers, pin_memory=True, position=place)) == plain
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -681,17 +665,17 @@ def test_one_ahead_in_a_thread(shards: list[str], workers: int, monkeypatch: pyt
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr("nextvlad.data.batch.PackedBatch.pin_memory", lambda packed: packed)
-    plain = content(loader(shards, workers=workers))
+    plain = values_of(loader(shards, workers=workers))
     stream = loader(shards, workers=workers, pin_memory=True)
-    assert content(stream) == plain
+    assert values_of(stream) == plain
     stream = loader(shards, workers=workers, pin_memory=True)
     found = []
     for batch in stream:
-        found += content([batch])
+        found += values_of([batch])
         place = stream.position()
         if len(found) == 3:
             break
-    assert found + content(loader(shards, workers=workers, position=place)) == plain
+    assert found + values_of(loader(shards, workers=workers, position=place)) == plain
     iterator = iter(loader(shards, workers=workers, pin_memory=True))
     next(iterator)
     stream = loader(shards, workers=workers, pin_memory=True)
@@ -721,13 +705,13 @@ def test_counting(tmp_path: Path, shards: list[str], damaged: list[str]) -> None
 
 def test_streams_of_the_first_videos(tmp_path: Path) -> None:
     silent = video(0, 0, streams={"rgb": np.zeros((1, 3), np.uint8)})
-    data = write(tmp_path / "a", [video(0, 0), silent, video(0, 5)])
+    data = write_records(tmp_path / "a", [video(0, 0), silent, video(0, 5)])
     assert peek_streams([data]) == STREAMS
-    nothing = write(tmp_path / "b", [video(0, 0)])
+    nothing = write_records(tmp_path / "b", [video(0, 0)])
     with pytest.raises(DataError, match="b: no record has frames; wanted videos with frame features"):
         peek_streams([nothing])
     with pytest.raises(DataError, match="c: no record has frames"):
-        peek_streams([write(tmp_path / "c", [])])
+        peek_streams([write_records(tmp_path / "c", [])])
 
 
 # Pickles
@@ -748,8 +732,8 @@ def pickles(tmp_path: Path) -> list[str]:
 @pytest.mark.parametrize("workers", [0, 1, 6])
 def test_pickles_give_the_batches_of_records(shards: list[str], pickles: list[str], workers: int) -> None:
     for options in ({}, {"shuffle": True, "shuffle_buffer": 6, "epochs": 2, "max_frames": 1}):
-        wanted = content(loader(shards, workers=workers, **options))
-        assert content(loader(pickles, workers=workers, **options)) == wanted
+        wanted = values_of(loader(shards, workers=workers, **options))
+        assert values_of(loader(pickles, workers=workers, **options)) == wanted
 
 
 def test_pickles_resume_at_every_place(pickles: list[str]) -> None:
@@ -761,7 +745,7 @@ def test_pickles_resume_at_every_place(pickles: list[str]) -> None:
         places.append(whole.position())
     for number, place in enumerate(places):
         rest = loader(pickles, position=json.loads(json.dumps(place)), **options)
-        assert content(rest) == content(batches[number:])
+        assert values_of(rest) == values_of(batches[number:])
 
 
 def test_pickles_and_records_mix(shards: list[str], pickles: list[str]) -> None:
@@ -791,7 +775,7 @@ def test_damage_in_pickles_has_its_place(tmp_path: Path) -> None:
 def test_batches_of_processes_that_are_kept_stay_as_they_are(tmp_path: Path) -> None:
     data = write_shards(tmp_path, [40])
     kept = list(loader(data, workers=1, batch_size=2, prefetch=1))  # more than memories that are used again
-    assert content(kept) == content(loader(data, batch_size=2))
+    assert values_of(kept) == values_of(loader(data, batch_size=2))
 
 
 def test_processes_use_memory_again() -> None:

@@ -6,7 +6,7 @@ import shutil
 import struct
 import subprocess
 import sysconfig
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from makers import values_of, write_records
 from nextvlad.config import StreamConfig
 from nextvlad.data import usual_records
-from nextvlad.data.batch import FrameBatch, find_fault
+from nextvlad.data.batch import find_fault
 from nextvlad.data.loader import FrameLoader
 from nextvlad.data.packer import Packer
 from nextvlad.data.protobuf import encode_feature, encode_field
-from nextvlad.data.tfrecord import RecordFile, RecordWriter, masked_crc
+from nextvlad.data.tfrecord import RecordFile, masked_crc
 from nextvlad.data.usual_records import UsualRecords
 from nextvlad.data.video_record import VideoRecord, parse_video_record, serialize_video_record
 from nextvlad.errors import DataError
@@ -50,24 +51,6 @@ def video(number: int = 0, frames: tuple[int, int] = (3, 2), **changes: Any) -> 
     return VideoRecord(**(fields | changes))
 
 
-def write(path: Path, payloads: Iterable[VideoRecord | bytes], **options: Any) -> str:
-    with RecordWriter(path, **options) as writer:
-        for payload in payloads:
-            writer.write(payload if isinstance(payload, bytes) else serialize_video_record(payload))
-    return str(path)
-
-
-def content(batches: Iterable[FrameBatch]) -> list[Any]:
-    return [
-        (
-            batch.video_ids,
-            batch.labels.tolist(),
-            {name: (f.values.tolist(), f.offsets.tolist()) for name, f in batch.streams.items()},
-        )
-        for batch in batches
-    ]
-
-
 def read(paths: Sequence[str], **changes: Any) -> tuple[list[Any], list[str], str]:
     """The batches, the damage that was skipped, and the error that ended it."""
     arguments: dict[str, Any] = {"streams": STREAMS, "num_classes": CLASSES, "batch_size": 4, "max_frames": 5}
@@ -76,7 +59,7 @@ def read(paths: Sequence[str], **changes: Any) -> tuple[list[Any], list[str], st
     error = ""
     try:
         for batch in loader:
-            batches += content([batch])
+            batches += values_of([batch])
     except DataError as failure:
         error = str(failure)
     return batches, list(map(str, loader.damage)), error
@@ -120,18 +103,18 @@ def test_the_checksum_is_that_of_the_library(data: bytes) -> None:
 
 def test_all_of_a_usual_file_is_taken(tmp_path: Path) -> None:
     videos = [video(n, (n % 7, (n * 3) % 7)) for n in range(60)]
-    assert taken(write(tmp_path / "a", videos)) == 60
+    assert taken(write_records(tmp_path / "a", videos)) == 60
 
 
 @pytest.mark.parametrize("compression", ["gzip", "zlib"])
 def test_compressed_files_are_taken_as_well(tmp_path: Path, compression: str) -> None:
-    assert taken(write(tmp_path / "a", map(video, range(30)), compression=compression)) == 30
+    assert taken(write_records(tmp_path / "a", map(video, range(30)), compression=compression)) == 30
 
 
 def test_records_larger_than_a_block(tmp_path: Path) -> None:
     big = (StreamConfig(name="rgb", size=1 << 16),)
     frames = [np.full((40, 1 << 16), n, np.uint8) for n in range(3)]
-    path = write(tmp_path / "a", [video(n, streams={"rgb": f}) for n, f in enumerate(frames)])
+    path = write_records(tmp_path / "a", [video(n, streams={"rgb": f}) for n, f in enumerate(frames)])
     assert taken(path, streams=big, max_frames=300, batch_size=3) == 3
 
 
@@ -214,7 +197,7 @@ UNUSUAL = {
 
 @pytest.mark.parametrize("name", USUAL)
 def test_usual_records_are_taken(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path / "a", [video(1), USUAL[name], video(2)])
+    path = write_records(tmp_path / "a", [video(1), USUAL[name], video(2)])
     assert taken(path) == 3
     ours, theirs = in_both_ways(monkeypatch, lambda: read([path]))
     assert ours == theirs
@@ -226,7 +209,7 @@ def test_usual_records_are_taken(tmp_path: Path, name: str, monkeypatch: pytest.
 def test_unusual_records_are_left(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, shuffle: bool
 ) -> None:
-    path = write(tmp_path / "a", [video(1), UNUSUAL[name], video(2)])
+    path = write_records(tmp_path / "a", [video(1), UNUSUAL[name], video(2)])
     assert taken(path) == 1
     for skip_damaged in (False, True):
         options = {"shuffle": shuffle, "shuffle_buffer": 2, "skip_damaged": skip_damaged}
@@ -237,9 +220,9 @@ def test_unusual_records_are_left(
 @pytest.mark.parametrize("place", [0, 3, 9, 12, 60, -2])
 def test_damage_is_left(tmp_path: Path, place: int, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a"
-    write(path, [video(1)])
+    write_records(path, [video(1)])
     first = path.read_bytes()
-    write(path, map(video, (2, 3)))
+    write_records(path, map(video, (2, 3)))
     second = bytearray(path.read_bytes())
     second[place] ^= 1
     path.write_bytes(first + second)
@@ -253,7 +236,7 @@ def test_a_length_that_is_a_lie_takes_no_memory(tmp_path: Path, monkeypatch: pyt
     for length in (1 << 33, (1 << 64) - 1):
         head = struct.pack("<Q", length)
         path = tmp_path / "a"
-        write(path, [video(1)])
+        write_records(path, [video(1)])
         path.write_bytes(path.read_bytes() + head + struct.pack("<I", masked_crc(head)) + b"x" * 100)
         ours, theirs = in_both_ways(monkeypatch, lambda path=path: read([str(path)], skip_damaged=True))
         assert ours == theirs
@@ -298,7 +281,7 @@ def test_batches_damage_and_errors_are_those_of_python(
     payloads: list[list[VideoRecord | bytes]] = [list(shard) for shard in shards]
     for place, name in odd:
         payloads[place % len(shards)].insert(place % (len(payloads[place % len(shards)]) + 1), UNUSUAL[name])
-    paths = [write(tmp_path / str(number), shard) for number, shard in enumerate(payloads)]
+    paths = [write_records(tmp_path / str(number), shard) for number, shard in enumerate(payloads)]
     ours, theirs = in_both_ways(monkeypatch, lambda: read(paths, world_size=3, **options))
     assert ours == theirs
 
@@ -335,7 +318,7 @@ def test_what_is_taken_of_a_spoilt_record_python_reads_alike(
         record = parse_video_record(bytes(spoilt), max_frames=5, streams={s.name for s in STREAMS})
         assert find_fault(record, STREAMS, CLASSES) is None
         wanted.add(record)
-        assert content([packer.finish().batch()]) == content([wanted.finish().batch()])
+        assert values_of([packer.finish().batch()]) == values_of([wanted.finish().batch()])
     else:
         assert len(packer) == 1
 
@@ -345,28 +328,28 @@ def test_what_is_taken_of_a_spoilt_record_python_reads_alike(
 def test_a_place_of_one_way_is_a_place_of_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, shuffle: bool
 ) -> None:
-    paths = [write(tmp_path / str(n), [video(10 * n + m) for m in range(9)]) for n in range(3)]
+    paths = [write_records(tmp_path / str(n), [video(10 * n + m) for m in range(9)]) for n in range(3)]
     options: dict[str, Any] = {"shuffle": shuffle, "shuffle_buffer": 5, "workers": workers, "batch_size": 4}
 
     def loader(position: Any = None) -> FrameLoader:
         return FrameLoader(paths, streams=STREAMS, num_classes=CLASSES, position=position, **options)
 
     monkeypatch.setenv("NEXTVLAD_COMPILED", "1")
-    whole = content(loader())
+    whole = values_of(loader())
     for count in range(len(whole)):
         monkeypatch.setenv("NEXTVLAD_COMPILED", "1")
         with loader() as first:
             batches = iter(first)
-            assert content(next(batches) for _ in range(count)) == whole[:count]
+            assert values_of(next(batches) for _ in range(count)) == whole[:count]
             position = first.position()
         for way in ("0", "1"):
             monkeypatch.setenv("NEXTVLAD_COMPILED", way)
-            assert content(loader(position)) == whole[count:]
+            assert values_of(loader(position)) == whole[count:]
 
 
 def test_more_labels_than_there_is_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     many = [video(n, labels=np.arange(CLASSES)) for n in range(9)]
-    path = write(tmp_path / "a", many)
+    path = write_records(tmp_path / "a", many)
     ours, theirs = in_both_ways(monkeypatch, lambda: read([path], batch_size=3))
     assert ours == theirs
     assert all(labels == [[True] * CLASSES] * 3 for _, labels, _ in ours[0])
@@ -374,14 +357,14 @@ def test_more_labels_than_there_is_room_for(tmp_path: Path, monkeypatch: pytest.
 
 def test_as_many_frames_as_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than C counts to, as a user may say who wants all."""
-    path = write(tmp_path / "a", map(video, range(9)))
+    path = write_records(tmp_path / "a", map(video, range(9)))
     ours, theirs = in_both_ways(monkeypatch, lambda: read([path], max_frames=1 << 70))
     assert ours == theirs
     assert len(ours[0]) == 3
 
 
 def test_without_classes_no_label_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path / "a", map(video, range(3)))
+    path = write_records(tmp_path / "a", map(video, range(3)))
     ours, theirs = in_both_ways(monkeypatch, lambda: read([path], num_classes=0))
     assert ours == theirs
     assert "label" in ours[2]
@@ -397,8 +380,8 @@ def with_origin(number: int, *token: bytes) -> VideoRecord:
 def test_features_of_another_extractor_are_left_to_python(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = write(tmp_path / "plain", [with_origin(n) for n in range(6)])
-    mixed = write(
+    plain = write_records(tmp_path / "plain", [with_origin(n) for n in range(6)])
+    mixed = write_records(
         tmp_path / "mixed",
         [with_origin(0), with_origin(1), with_origin(2, b"rgb=0123456789abcdef"), with_origin(3)],
     )
@@ -411,7 +394,7 @@ def test_features_of_another_extractor_are_left_to_python(
 
 
 def test_only_records_of_the_known_origin_are_taken(tmp_path: Path) -> None:
-    path = write(tmp_path / "a", [with_origin(0), with_origin(1, b"A"), with_origin(2, b"B")])
+    path = write_records(tmp_path / "a", [with_origin(0), with_origin(1, b"A"), with_origin(2, b"B")])
     for origin, count in ((None, 3), (b"", 1), (b"A", 0)):
         usual = UsualRecords(STREAMS, 5, CLASSES, 100, with_labels=True)
         usual.origin = origin
@@ -443,7 +426,7 @@ def test_a_python_without_gil_has_no_limited_api(tmp_path: Path) -> None:
 
 
 def test_without_the_compiled_code_python_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path / "a", map(video, range(9)))
+    path = write_records(tmp_path / "a", map(video, range(9)))
     wanted = read([path])
     monkeypatch.setattr(usual_records, "compiled", None)
     assert not usual_records.available()
@@ -453,7 +436,7 @@ def test_without_the_compiled_code_python_reads(tmp_path: Path, monkeypatch: pyt
 def test_too_many_streams_are_for_python(tmp_path: Path) -> None:
     streams = tuple(StreamConfig(name=f"s{n}", size=2) for n in range(9))
     arrays = {stream.name: np.full((2, 2), n, np.uint8) for n, stream in enumerate(streams)}
-    path = write(tmp_path / "a", [video(n, streams=arrays) for n in range(3)])
+    path = write_records(tmp_path / "a", [video(n, streams=arrays) for n in range(3)])
     ((_, _, found),) = read([path], streams=streams)[0]
     assert found["s8"] == ([[8, 8]] * 6, [0, 2, 4, 6])
     with pytest.raises(ValueError, match="9 streams, wanted at most 8"):
@@ -519,7 +502,7 @@ def test_no_room_is_no_video() -> None:
 
 
 def test_nothing_is_written_beyond_the_room(tmp_path: Path) -> None:
-    path = write(tmp_path / "a", [video(n, (2, 2)) for n in range(9)])
+    path = write_records(tmp_path / "a", [video(n, (2, 2)) for n in range(9)])
     data = Path(path).read_bytes()
     memory = np.full((20, 130), 255, np.uint8)
     counts = np.full((9, 3), -1)
@@ -535,7 +518,7 @@ def test_nothing_is_written_beyond_the_room(tmp_path: Path) -> None:
 
 def test_an_error_in_the_middle_is_raised(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    write(path, map(video, range(30)), compression="gzip")
+    write_records(path, map(video, range(30)), compression="gzip")
     path.write_bytes(path.read_bytes()[:-500])
     batches, _, error = read([str(path)])
     assert batches

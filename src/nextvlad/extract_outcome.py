@@ -36,12 +36,11 @@ class Outcome:
 
         What is not there any more is not in doubt: its features are made.
         """
-        try:
-            status = os.stat(path)
-        except OSError:
+        num_bytes, mtime_ns = size_and_time(path)
+        if mtime_ns is None:
             return True
-        return status.st_size == self.num_bytes and (
-            self.mtime_ns is None or _are_same_time(status.st_mtime_ns, self.mtime_ns)
+        return num_bytes == self.num_bytes and (
+            self.mtime_ns is None or _are_same_time(mtime_ns, self.mtime_ns)
         )
 
 

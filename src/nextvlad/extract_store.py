@@ -124,7 +124,7 @@ class Store:
     def shards(self) -> dict[str, tuple[int, int]]:
         """Of each shard that is there: clips in it, bytes."""
         return {
-            shard: (len(numbers), _size(self._shard(shard)))
+            shard: (len(numbers), size_and_time(self._shard(shard))[0])
             for shard, numbers in sorted(self._shards.items())
             if numbers
         }
@@ -175,7 +175,7 @@ class Store:
         shard, numbers = line["shard"], line["clips"]
         if not set(numbers) <= set(self.plan.by_shard[shard]):
             raise ValueError(f"shard {shard} of other clips")
-        if _size(self._shard(shard)) == line["num_bytes"]:
+        if size_and_time(self._shard(shard))[0] == line["num_bytes"]:
             self._shards[shard] = numbers
         else:
             self._shards.pop(shard, None)  # what was written since, or somebody has removed it
@@ -245,7 +245,7 @@ class Store:
                 f"{self._shard(shard)}: {len(done)} clips were written, but {found} are there; check "
                 "the disk."
             )
-        self._journal.add({"shard": shard, "clips": done, "num_bytes": _size(self._shard(shard))})
+        self._journal.add({"shard": shard, "clips": done, "num_bytes": size_and_time(self._shard(shard))[0]})
         self._shards[shard] = done
         self._remove_parts(done)
 
@@ -304,11 +304,3 @@ class Store:
 
     def _part(self, number: int) -> str:
         return os.path.join(self.folder, _PARTS, f"{number:08d}{_SUFFIX}")
-
-
-def _size(path: str) -> int:
-    """Of a file, in bytes; -1 if it is not there."""
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return -1

@@ -123,6 +123,10 @@ class RecordFile:
         """The next record, its checksums verified; None at the end."""
         return None if self._ended else self._guarded(self._read)
 
+    def skip(self) -> bool:
+        """Step over the next record, whose payload is not looked at; False at the end."""
+        return not self._ended and bool(self._guarded(self._skip))
+
     def fill(self, wanted: int) -> bool:
         """Have `wanted` bytes in the window; False if the data ends before, or is damaged there."""
         return not self._ended and bool(self._guarded(lambda: self.window.fill(wanted)))
@@ -142,7 +146,7 @@ class RecordFile:
     def _read(self) -> Record | None:
         window = self.window
         while (length := _next_length(window)) is not None:
-            size = _HEADER.size + length + _FOOTER.size
+            size = FRAMING_SIZE + length
             if not window.fill(size):
                 raise _truncated(window, length)
             place = window.place()
@@ -163,6 +167,17 @@ class RecordFile:
             self._on_damage(error)
         return None
 
+    def _skip(self) -> bool:
+        window = self.window
+        length = _next_length(window)
+        if length is None:
+            return False
+        place = window.place()
+        if not window.skip(FRAMING_SIZE + length):
+            raise _truncated(window, length).at(place)
+        window.number += 1
+        return True
+
 
 def count_records(path: _Path, *, on_damage: _OnDamage | None = None) -> int:
     """Number of records of one file, from the headers alone (payload checksums are not looked at).
@@ -174,20 +189,10 @@ def count_records(path: _Path, *, on_damage: _OnDamage | None = None) -> int:
     Raises:
         RecordError, UsageError: as `read_records`.
     """
-    count = 0
-    with _open(path) as file:
-        try:
-            stream = _window(path, file, _COUNT_BLOCK)
-            while (length := _next_length(stream)) is not None:
-                place = stream.place()
-                if not stream.skip(_HEADER.size + length + _FOOTER.size):
-                    raise _truncated(stream, length).at(place)
-                stream.number = count = count + 1
-        except RecordError as error:
-            if on_damage is None:
-                raise
-            on_damage(error)
-    return count
+    with RecordFile(path, on_damage=on_damage, block_bytes=_COUNT_BLOCK) as file:
+        while file.skip():
+            pass
+        return file.window.number
 
 
 def begins_with_record(head: bytes) -> bool:

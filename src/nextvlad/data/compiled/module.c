@@ -118,9 +118,13 @@ static void release_rooms(Target *target)
         PyBuffer_Release(&target->buffers[--target->num_buffers]);
 }
 
-static int get_rooms(PyObject *rooms, const Plan *plan, Target *target)
+static int get_target(PyObject *rooms, const Py_buffer *counts, const Py_buffer *labels, const Plan *plan,
+                      Target *target)
 {
     target->num_buffers = 0;
+    target->counts = counts->buf;
+    target->labels = labels->buf;
+    target->labels_left = (size_t)labels->len / sizeof(int64_t);
     if (PyTuple_Size(rooms) != (Py_ssize_t)plan->num_streams) {
         PyErr_SetString(PyExc_ValueError, "wanted as many rooms as streams");
         return 0;
@@ -138,7 +142,13 @@ static int get_rooms(PyObject *rooms, const Plan *plan, Target *target)
     return 1;
 }
 
-/* Copies a video to the end of the batch; 0 if there is no room, or it is unusual after all. */
+/* Videos that there are counts for. */
+static size_t most_videos(const Py_buffer *counts, const Plan *plan)
+{
+    return (size_t)counts->len / (sizeof(int64_t) * (plan->num_streams + 1));
+}
+
+/* Copies a video to the end of the batch; 0 if there is no room. */
 static int put(const Video *video, const Plan *plan, Target *target)
 {
     size_t num_labels = plan->num_classes ? video->num_labels : 0;
@@ -147,8 +157,6 @@ static int put(const Video *video, const Plan *plan, Target *target)
     for (size_t stream = 0; stream < plan->num_streams; stream++)
         if (video->frames[stream].count > target->frames_left[stream])
             return 0;
-    if (!all_alike(video, plan))
-        return 0;
     for (size_t stream = 0; stream < plan->num_streams; stream++) {
         const Frames *frames = &video->frames[stream];
         copy_frames(frames, target->rooms[stream]);
@@ -214,8 +222,6 @@ static void go_on(Pass *pass)
                 if (!put(&video, &pass->plan, pass->target))
                     break;
                 pass->ids[pass->num_taken] = video.id;
-            } else if (!all_alike(&video, &pass->plan)) {
-                break; /* found out now, and not when it is packed, long after */
             } else {
                 int64_t *span = pass->spans + 3 * pass->num_taken;
                 span[0] = (int64_t)pass->num_seen;
@@ -254,11 +260,8 @@ static PyObject *pack(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "y*O!nnO!w*w*", &data, &PyTuple_Type, &plan, &first, &every, &PyTuple_Type, &rooms,
                           &counts, &labels))
         return NULL;
-    if (get_pass(&pass, &data, plan, first, every) && get_rooms(rooms, &pass.plan, &target)) {
-        target.counts = counts.buf;
-        target.labels = labels.buf;
-        target.labels_left = (size_t)labels.len / sizeof(int64_t);
-        pass.most = (size_t)counts.len / (sizeof(int64_t) * (pass.plan.num_streams + 1));
+    if (get_pass(&pass, &data, plan, first, every) && get_target(rooms, &counts, &labels, &pass.plan, &target)) {
+        pass.most = most_videos(&counts, &pass.plan);
         pass.target = &target;
         pass.ids = PyMem_Calloc(pass.most + 1, sizeof(Bytes));
         if (pass.ids) {
@@ -315,11 +318,8 @@ static PyObject *pack_payload(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "y*O!O!w*w*", &payload, &PyTuple_Type, &plan_tuple, &PyTuple_Type, &rooms, &counts,
                           &labels))
         return NULL;
-    if (get_plan(plan_tuple, &plan) && get_rooms(rooms, &plan, &target)) {
-        target.counts = counts.buf;
-        target.labels = labels.buf;
-        target.labels_left = (size_t)labels.len / sizeof(int64_t);
-        if ((size_t)counts.len < sizeof(int64_t) * (plan.num_streams + 1))
+    if (get_plan(plan_tuple, &plan) && get_target(rooms, &counts, &labels, &plan, &target)) {
+        if (!most_videos(&counts, &plan))
             PyErr_SetString(PyExc_ValueError, "counts: no room for one video");
         else if (read_video(bytes_of(payload.buf, payload.len), &plan, &video) && put(&video, &plan, &target))
             result = text_of(video.id);

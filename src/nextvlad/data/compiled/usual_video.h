@@ -169,7 +169,7 @@ static int read_context(Bytes context, const Plan *plan, Video *video)
     return has_id && (has_origin || !plan->check_origin || size_of(plan->origin) == 0);
 }
 
-/* Of a list its first frame; that the others are like it is seen where they are copied. */
+/* What the first frame of a list says, and whether the others that are wanted begin as it does. */
 static int read_frames(Bytes list, size_t size, size_t max_frames, Frames *frames)
 {
     Bytes rest = list, feature, bytes_list, value;
@@ -186,6 +186,9 @@ static int read_frames(Bytes list, size_t size, size_t max_frames, Frames *frame
         frames->count = max_frames;
     else if (size_of(list) % frames->stride)
         return 0;
+    for (size_t frame = 1; frame < frames->count; frame++)
+        if (memcmp(list.at + frame * frames->stride, list.at, frames->header))
+            return 0;
     return 1;
 }
 
@@ -224,18 +227,6 @@ static int read_video(Bytes payload, const Plan *plan, Video *video)
     memset(video, 0, sizeof *video);
     return take_field(&payload, FIRST, &context) && only_field(payload, SECOND, &lists) &&
            read_context(context, plan, video) && read_lists(lists, plan, video);
-}
-
-/* All frames of a stream must begin as the first does. */
-static int all_alike(const Video *video, const Plan *plan)
-{
-    for (size_t stream = 0; stream < plan->num_streams; stream++) {
-        const Frames *frames = &video->frames[stream];
-        for (size_t frame = 1; frame < frames->count; frame++)
-            if (memcmp(frames->at + frame * frames->stride, frames->at, frames->header))
-                return 0;
-    }
-    return 1;
 }
 
 #ifdef __SSE2__
